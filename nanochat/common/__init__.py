@@ -1,0 +1,1 @@
+"""What every other part leans on: errors, the command line, paths, files, the console."""

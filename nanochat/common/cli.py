@@ -1,0 +1,82 @@
+"""The command line, made from a settings dataclass; and the exit status that tells scripts how it went."""
+
+import contextlib
+import errno
+import io
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+from nanochat.common.errors import Stopped, UserError
+
+EXIT_WRONG_REQUEST = 2
+EXIT_STOPPED = 75
+
+S = TypeVar("S")
+
+
+def command(settings_class: type[S], function: Callable[[S], None]) -> NoReturn:
+    """Parse the command line into `settings_class`, call `function` with it and leave with the house's exit status.
+
+    0 done, 2 a wrong request (one line on standard error), 75 stopped after saving, 130 interrupted; a bug keeps its traceback.
+    """
+    try:
+        function(parse(settings_class, sys.argv[1:]))
+    except UserError as error:
+        fail(str(error))
+    except Stopped as error:
+        print(error, flush=True)
+        sys.exit(EXIT_STOPPED)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            fail(f"the disk is full{_at(error)}: make room (what was complete is still there), then give the same command again")
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            fail(
+                f"not allowed to write or read{_at(error)} ({error.strerror}): change its permissions, or set NANOCHAT_BASE_DIR to another directory"
+            )
+        raise
+    sys.exit(0)
+
+
+def fail(message: str) -> NoReturn:
+    """Print one line on standard error (from the first rank only, when all ranks fail alike) and exit with status 2."""
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    sys.exit(EXIT_WRONG_REQUEST)
+
+
+def _at(error: OSError) -> str:
+    return f" at {error.filename}" if error.filename else ""
+
+
+def parse(settings_class: type[S], args: list[str]) -> S:
+    """An instance of a settings dataclass from command-line arguments; both `--a_b` and `--a-b` are taken.
+
+    Raises UserError, with one line, for a flag or a value that is wrong.
+    """
+    import tyro
+
+    args = [arg for arg in args if arg != "--"]
+    captured = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(captured):
+            return tyro.cli(settings_class, prog=f"python -m scripts.{Path(sys.argv[0]).stem}", args=args, use_underscores=True)
+    except SystemExit as leaving:
+        if leaving.code in (0, None):
+            raise
+        raise UserError(_first_paragraph(captured.getvalue()) + " (--help lists the flags)") from None
+
+
+def _first_paragraph(box: str) -> str:
+    """The message inside the box that tyro draws around an error: the lines between the title and the first rule."""
+    lines = []
+    for line in box.splitlines()[1:]:
+        text = line.strip().strip("│").strip()
+        if not text or set(text) <= set("─╰╯"):
+            break
+        lines.append(text)
+    return " ".join(lines) or " ".join(box.split())

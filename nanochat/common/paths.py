@@ -1,0 +1,41 @@
+"""Where things lie: everything is under one base directory."""
+
+import os
+from pathlib import Path
+
+from nanochat.common.errors import UserError
+
+
+def base_dir() -> Path:
+    """`$NANOCHAT_BASE_DIR`, by default `~/.cache/nanochat`; made when it is not there.
+
+    Raises UserError when it cannot be made or written.
+    """
+    path = Path(os.environ.get("NANOCHAT_BASE_DIR") or Path.home() / ".cache" / "nanochat").expanduser().absolute()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the base directory {path} ({error.strerror}); set NANOCHAT_BASE_DIR to another") from error
+    if not os.access(path, os.W_OK):
+        raise UserError(f"the base directory {path} cannot be written; set NANOCHAT_BASE_DIR to another")
+    return path
+
+
+def data_dir(data: str) -> Path:
+    """Directory of the text shards of a source, by its short name (`python`, `climbmix`, …)."""
+    return base_dir() / "data" / data
+
+
+def tokenizer_dir(name: str) -> Path:
+    """Directory of a tokenizer, by its name (`climbmix-65536`)."""
+    return base_dir() / "tokenizer" / name
+
+
+def tokens_dir(data: str, tokenizer_hash: str) -> Path:
+    """Directory of the token shards of a source under one tokenizer."""
+    return base_dir() / "tokens" / f"{data}-{tokenizer_hash}"
+
+
+def run_dir(model_tag: str) -> Path:
+    """Directory of one run: a directory a stage, and the report."""
+    return base_dir() / "runs" / model_tag

@@ -1,0 +1,63 @@
+"""Completing text from the command line."""
+
+import sys
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from nanochat.common.errors import UserError
+
+
+@dataclass(frozen=True)
+class CompleteSettings:
+    """Let a finished base model continue a text."""
+
+    prompt: Annotated[str, tyro.conf.arg(aliases=["-p"])]
+    """The text to continue."""
+    base: bool = False
+    """Use the base model, which continues text; required in this version, which has no chat models."""
+    model_tag: str = ""
+    """Run to take the model of. Default: the newest."""
+    max_tokens: int = 128
+    """Most tokens to write."""
+    temperature: float = 0.8
+    """Randomness; 0 takes the likeliest token each time."""
+    top_k: int = 50
+    """Choose among this many likeliest tokens; 0 for all."""
+    seed: int = 0
+    """Seed of the randomness."""
+
+
+def complete_command(settings: CompleteSettings) -> None:
+    """Print the prompt and its continuation, as it comes. Raises UserError for a wrong request."""
+    if not settings.base:
+        raise UserError("only base models can be used in this version: add --base")
+    if settings.max_tokens < 1 or settings.temperature < 0 or settings.top_k < 0:
+        raise UserError("--max_tokens must be 1 or more, --temperature and --top_k 0 or more")
+    from nanochat.model.find import find_model
+
+    directory = find_model(("base",), settings.model_tag)
+    import codecs
+
+    import torch
+
+    from nanochat.engine.generate import generate
+    from nanochat.model.directory import load_model
+
+    model, tokenizer = load_model(directory, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    prompt = [tokenizer.bos_id, *tokenizer.encode(settings.prompt)]
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    sys.stdout.write(settings.prompt)
+    for token in generate(
+        model,
+        prompt,
+        settings.max_tokens,
+        temperature=settings.temperature,
+        top_k=settings.top_k,
+        seed=settings.seed,
+        stop_ids=frozenset({tokenizer.bos_id}),
+    ):
+        sys.stdout.write(decoder.decode(tokenizer.decode_bytes([token])))
+        sys.stdout.flush()
+    print(decoder.decode(b"", final=True))

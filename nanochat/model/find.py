@@ -1,0 +1,21 @@
+"""Which finished model is meant."""
+
+from pathlib import Path
+
+from nanochat.common.errors import UserError
+from nanochat.common.paths import base_dir
+
+
+def find_model(stages: tuple[str, ...], model_tag: str = "") -> Path:
+    """The newest finished model of one of the stages, of the run `model_tag` when that is given.
+
+    Raises UserError, listing what is there, when there is none.
+    """
+    runs = base_dir() / "runs"
+    finished = [path for stage in stages for path in runs.glob(f"{model_tag or '*'}/{stage}/model") if (path / "config.json").is_file()]
+    if finished:
+        return max(finished, key=lambda path: path.stat().st_mtime)
+    wanted = " or ".join(stages) + (f" model of the run {model_tag}" if model_tag else " model")
+    tags = sorted({path.parts[-3] for path in runs.glob("*/*/model")})
+    known = f"; finished runs: {', '.join(tags)}" if tags else "; train one first: bash run3b.sh --rehearse makes a small one in minutes"
+    raise UserError(f"there is no finished {wanted} in {runs}{known}")

@@ -1,0 +1,168 @@
+"""The GPT of nanochat, which `transformers` carries as NanoChatForCausalLM: module names are those of its weights file.
+
+Rotary positions, then RMSNorm on q and k; RMSNorm without weights everywhere, one after the embedding too; a relu² MLP;
+untied embedding and head; no biases; soft-capped logits. Sharding, precision and compilation are applied from outside.
+"""
+
+import math
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nanochat.model.config import GPTConfig
+from nanochat.model.loss import Head
+
+
+class KVCache(Protocol):
+    """What attention needs of a cache of keys and values."""
+
+    def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Keep the new k, v: (B, H, T, D) of a layer and return all of them so far: (B, H, S, D)."""
+
+    @property
+    def length(self) -> int:
+        """Positions held before this forward pass."""
+
+
+def rms_norm(x: Tensor, eps: float) -> Tensor:
+    """x over the root of its mean square along the last dimension, without a weight (arXiv 1910.07467)."""
+    return F.rms_norm(x, (x.size(-1),), eps=eps)
+
+
+def rotary_table(length: int, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """cos and sin of position × frequency, each (length, head_dim / 2) in float32 (RoFormer, arXiv 2104.09864)."""
+    frequencies = 1.0 / theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+    angles = torch.outer(torch.arange(length, dtype=torch.float32), frequencies)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn the pairs (x1, x2) of the two halves of x: (B, T, H, D) by their angles; cos, sin: (T, D/2)."""
+    x1, x2 = x.chunk(2, dim=-1)
+    cos, sin = cos[:, None, :].to(x.dtype), sin[:, None, :].to(x.dtype)
+    return torch.cat((x1 * cos + x2 * sin, x2 * cos - x1 * sin), dim=-1)
+
+
+class Attention(nn.Module):
+    """Causal self-attention with rotary positions and normalised queries and keys."""
+
+    def __init__(self, config: GPTConfig, layer: int):
+        super().__init__()
+        self.layer, self.num_heads, self.eps = layer, config.num_heads, config.rms_norm_eps
+        d = config.hidden_size
+        self.q_proj = nn.Linear(d, d, bias=False)
+        self.k_proj = nn.Linear(d, d, bias=False)
+        self.v_proj = nn.Linear(d, d, bias=False)
+        self.o_proj = nn.Linear(d, d, bias=False)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None) -> Tensor:
+        """x: (B, T, d) → (B, T, d)."""
+        B, T, d = x.shape
+        shape = (B, T, self.num_heads, d // self.num_heads)
+        q = rms_norm(rotate(self.q_proj(x).view(shape), cos, sin), self.eps).transpose(1, 2)
+        k = rms_norm(rotate(self.k_proj(x).view(shape), cos, sin), self.eps).transpose(1, 2)
+        v = self.v_proj(x).view(shape).transpose(1, 2)
+        mask = None
+        if cache is not None:
+            k, v = cache.update(self.layer, k, v)
+            if 1 < T < k.size(2):  # query i stands at position S − T + i
+                mask = torch.ones(T, k.size(2), dtype=torch.bool, device=x.device).tril(k.size(2) - T)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and T > 1)
+        return self.o_proj(y.transpose(1, 2).reshape(B, T, d))
+
+
+class MLP(nn.Module):
+    """Two layers with relu² between (Primer, arXiv 2109.08668)."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, T, d) → (B, T, d)."""
+        return self.fc2(F.relu(self.fc1(x)).square())
+
+
+class Block(nn.Module):
+    """Attention, then MLP, each added to the residual stream."""
+
+    def __init__(self, config: GPTConfig, layer: int):
+        super().__init__()
+        self.eps = config.rms_norm_eps
+        self.self_attn = Attention(config, layer)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None = None) -> Tensor:
+        """x: (B, T, d) → (B, T, d)."""
+        x = x + self.self_attn(rms_norm(x, self.eps), cos, sin, cache)
+        return x + self.mlp(rms_norm(x, self.eps))
+
+
+class Trunk(nn.Module):
+    """Everything but the head: token ids to the hidden states that the head reads."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.config = config
+        self.eps = config.rms_norm_eps
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
+        self.register_buffer("cos", torch.empty(0), persistent=False)
+        self.register_buffer("sin", torch.empty(0), persistent=False)
+        self.init_rotary()
+
+    def init_rotary(self) -> None:
+        """Make the table of rotary positions, in float32 on the parameters' device."""
+        device = self.embed_tokens.weight.device
+        table = rotary_table(self.config.max_seq_len, self.config.head_dim, self.config.rope_theta)
+        self.cos, self.sin = (each.to(device) for each in table)
+
+    def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+        """ids: (B, T) int64 → hidden states (B, T, d)."""
+        start = cache.length if cache is not None else 0
+        cos, sin = self.cos[start : start + ids.size(1)], self.sin[start : start + ids.size(1)]
+        x = rms_norm(self.embed_tokens(ids), self.eps)
+        for layer in self.layers:
+            x = layer(x, cos, sin, cache)
+        return rms_norm(x, self.eps)
+
+
+class GPT(nn.Module):
+    """A language model: hidden states by the trunk, logits or losses by the head."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.config = config
+        self.model = Trunk(config)
+        self.lm_head = Head(config.hidden_size, config.vocab_size, config.logit_softcap)
+
+    def forward(self, ids: Tensor, targets: Tensor | None = None, *, per_token: bool = False, cache: KVCache | None = None) -> Tensor:
+        """ids: (B, T) int64 → logits (B, T, V) in float32.
+
+        With targets: (B, T), −1 where there is none: the sum of the losses in nats, a differentiable float32 scalar;
+        with per_token too: each token's loss (B, T), not differentiable.
+        """
+        hidden = self.model(ids, cache)
+        if targets is None:
+            return self.lm_head.logits(hidden)
+        return self.lm_head.losses(hidden, targets) if per_token else self.lm_head.loss_sum(hidden, targets)
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator | None = None) -> None:
+        """The known-good start: embedding N(0, 1); matrices N(0, min(1, out/in) / in); output projections and head zero."""
+        nn.init.normal_(self.model.embed_tokens.weight, generator=generator)
+        nn.init.zeros_(self.lm_head.weight)
+        for block in self.model.layers:
+            assert isinstance(block, Block)
+            attention = block.self_attn
+            for linear in (attention.q_proj, attention.k_proj, attention.v_proj, block.mlp.fc1):
+                fan_out, fan_in = linear.weight.shape
+                nn.init.normal_(linear.weight, std=math.sqrt(min(1.0, fan_out / fan_in) / fan_in), generator=generator)
+            nn.init.zeros_(attention.o_proj.weight)
+            nn.init.zeros_(block.mlp.fc2.weight)

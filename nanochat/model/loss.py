@@ -1,0 +1,106 @@
+"""Head and loss fused: the logits of all tokens never exist at once, and the gradient is made in the forward pass."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+NO_TARGET = -1
+LOGITS_PER_CHUNK_GPU = 2**28  # 4,096 tokens of a 65,536 vocabulary: 1 GiB in float32
+LOGITS_PER_CHUNK_CPU = 2**21  # 512 tokens of a 4,096 vocabulary: near what a cache holds
+
+ChunkLoss = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
+
+
+def softcap(logits: Tensor, cap: float) -> Tensor:
+    """cap · tanh(logits / cap): keeps logits within ±cap (Gemma 2, arXiv 2408.00118)."""
+    return cap * torch.tanh(logits / cap)
+
+
+def chunk_loss(logits: Tensor, targets: Tensor, cap: float) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of soft-capped logits and its gradient with respect to the logits before the cap.
+
+    logits: (n, V) before the cap; targets: (n,), −1 where there is none. Returns losses (n,) in nats, float32, and the
+    gradient (n, V) in the logits' dtype. No maximum is taken off before exp: the cap bounds it.
+    """
+    tanh = torch.tanh(logits.float() / cap)
+    z = cap * tanh
+    exp = torch.exp(z)
+    total = exp.sum(dim=-1, keepdim=True)
+    has_target = (targets != NO_TARGET)[:, None]
+    is_target = torch.arange(logits.size(1), device=logits.device)[None, :] == targets[:, None]
+    losses = total.log() - torch.where(is_target, z, 0.0).sum(dim=-1, keepdim=True)
+    gradient = (exp / total - is_target.float()) * (1 - tanh * tanh)
+    return torch.where(has_target, losses, 0.0).squeeze(-1), torch.where(has_target, gradient, 0.0).to(logits.dtype)
+
+
+class SummedHeadLoss(torch.autograd.Function):
+    """Sum of the losses over all tokens; its gradients are made chunk by chunk while the logits are there."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, cap: float, chunk: int, loss_of: ChunkLoss) -> Tensor:
+        """hidden: (N, d) in the compute dtype; weight: (V, d), any dtype; targets: (N,) → float32 scalar."""
+        compute_weight = weight.to(hidden.dtype)
+        total = torch.zeros((), device=hidden.device)
+        d_hidden, d_weight = torch.empty_like(hidden), torch.zeros_like(weight)
+        for x, t, dx in zip(hidden.split(chunk), targets.split(chunk), d_hidden.split(chunk), strict=True):
+            losses, d_logits = loss_of(x @ compute_weight.t(), t, cap)
+            total += losses.sum()
+            torch.mm(d_logits, compute_weight, out=dx)
+            if d_weight.dtype == d_logits.dtype:
+                d_weight.addmm_(d_logits.t(), x)
+            else:
+                d_weight += d_logits.t() @ x
+        ctx.gradients = (d_hidden, d_weight)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        """Both gradients times the one of the sum, in place: they are as large as the hidden states and the head."""
+        d_hidden, d_weight = ctx.gradients
+        ctx.gradients = None
+        return d_hidden.mul_(upstream[0]), d_weight.mul_(upstream[0]), None, None, None, None
+
+
+class Head(nn.Linear):
+    """The output layer: logits, or losses without ever holding all logits."""
+
+    def __init__(self, hidden_size: int, vocab_size: int, logit_softcap: float):
+        super().__init__(hidden_size, vocab_size, bias=False)
+        self.logit_softcap = logit_softcap
+        self.chunk_loss: ChunkLoss = chunk_loss  # a compiled one may take its place
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden: (…, d) → soft-capped logits (…, V) in float32."""
+        return softcap(self(hidden).float(), self.logit_softcap)
+
+    def _flat(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, int]:
+        device = hidden.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+        logits_per_chunk = LOGITS_PER_CHUNK_CPU if device == "cpu" else LOGITS_PER_CHUNK_GPU
+        chunk = max(1, logits_per_chunk // self.out_features)
+        return hidden.reshape(-1, self.in_features).to(dtype), targets.reshape(-1), chunk
+
+    def loss_sum(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Sum of the cross-entropies in nats over every token that has a target; differentiable.
+
+        hidden: (B, T, d); targets: (B, T), −1 where there is none → float32 scalar.
+        """
+        x, t, chunk = self._flat(hidden, targets)
+        with torch.autocast(hidden.device.type, enabled=False):
+            total: Tensor = SummedHeadLoss.apply(x, self.weight, t, self.logit_softcap, chunk, self.chunk_loss)
+        return total
+
+    @torch.no_grad()
+    def losses(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy in nats of each token, (B, T) float32, 0 where there is no target; not differentiable."""
+        x, t, chunk = self._flat(hidden, targets)
+        weight = self.weight.to(x.dtype)
+        with torch.autocast(hidden.device.type, enabled=False):
+            parts = [
+                self.chunk_loss(xs @ weight.t(), ts, self.logit_softcap)[0] for xs, ts in zip(x.split(chunk), t.split(chunk), strict=True)
+            ]
+        return torch.cat(parts).view(targets.shape)

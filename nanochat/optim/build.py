@@ -1,0 +1,48 @@
+"""The optimizers of a model: which parameter goes where, with which learning rate."""
+
+import torch
+
+from nanochat.model.gpt import GPT
+from nanochat.optim.muon import Muon, orthogonalize_by_shape
+from nanochat.optim.schedules import lr_scale, muon_momentum
+from nanochat.optim.settings import OptimizerSettings
+
+REFERENCE_WIDTH = 768  # the width that the AdamW learning rates were found at
+
+
+class Optimizers:
+    """AdamW for embedding and head, Muon for every matrix inside the blocks, stepped as one."""
+
+    def __init__(self, model: GPT, settings: OptimizerSettings, newton_schulz_dtype: torch.dtype):
+        self.settings = settings
+        width_scale = (model.config.hidden_size / REFERENCE_WIDTH) ** -0.5
+        matrices = list(model.model.layers.parameters())
+        self.adamw = torch.optim.AdamW(
+            [
+                {"params": [model.model.embed_tokens.weight], "lr": settings.embedding_lr * width_scale},
+                {"params": [model.lm_head.weight], "lr": settings.unembedding_lr * width_scale},
+            ],
+            betas=(0.8, 0.95),
+            eps=1e-10,
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
+        self.muon = Muon(
+            matrices, settings.matrix_lr, muon_momentum(0), lambda updates: orthogonalize_by_shape(updates, newton_schulz_dtype)
+        )
+        self.all: tuple[torch.optim.Optimizer, ...] = (self.adamw, self.muon)
+        for optimizer in self.all:
+            for group in optimizer.param_groups:
+                group["peak_lr"] = group["lr"]
+
+    def step(self, step: int, num_iterations: int) -> float:
+        """Update every parameter as step number `step` (from 0) of `num_iterations`; returns the scale of the learning rates."""
+        s = self.settings
+        scale = lr_scale(step, num_iterations, s.warmup_ratio, s.warmdown_ratio, s.final_lr_frac)
+        for optimizer in self.all:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak_lr"] * scale
+        self.muon.param_groups[0]["momentum"] = muon_momentum(step)
+        for optimizer in self.all:
+            optimizer.step()
+        return scale

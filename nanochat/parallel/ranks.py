@@ -1,0 +1,94 @@
+"""The processes of a job: who this one is, and the few things that all of them do together."""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from nanochat.common.errors import UserError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those that torchrun started; alone when it started none."""
+
+    rank: int
+    """Number of this process."""
+    world_size: int
+    """How many there are."""
+    device: torch.device
+    """The device of this process."""
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process prints and writes for all."""
+        return self.rank == 0
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """Sum a tensor over the ranks, in place."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def sum_gradients(self, parameters: list[torch.nn.Parameter]) -> None:
+        """Sum the gradients over the ranks, in place."""
+        if self.world_size > 1:
+            for work in [dist.all_reduce(p.grad, async_op=True) for p in parameters if p.grad is not None]:
+                work.wait()
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on any rank; every rank gets the same answer."""
+        return bool(self.sum_(torch.tensor(float(flag), device=self.device)).item())
+
+    def barrier(self) -> None:
+        """Wait for every rank."""
+        if self.world_size > 1:
+            dist.barrier()
+
+    def from_first(self, make: Callable[[], T]) -> T:
+        """What `make` returns on the first rank, on every rank; a UserError that it raises is raised on all of them."""
+        answer: list[Any] = [None, None]
+        if self.is_first:
+            try:
+                answer[0] = make()
+            except UserError as error:
+                answer[1] = error
+        if self.world_size > 1:
+            dist.broadcast_object_list(answer, src=0)
+        if answer[1] is not None:
+            raise answer[1]
+        return answer[0]
+
+
+@contextlib.contextmanager
+def ranks() -> Iterator[Ranks]:
+    """Join the job that torchrun describes in the environment, and leave it at the end.
+
+    Raises UserError when a node has more ranks than GPUs.
+    """
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if torch.cuda.is_available():
+        if local_rank >= torch.cuda.device_count():
+            raise UserError(
+                f"rank {local_rank} of this node has no GPU: {torch.cuda.device_count()} found; lower NPROC_PER_NODE (--nproc_per_node)"
+            )
+        device = torch.device("cuda", local_rank)
+        torch.cuda.set_device(device)
+    else:
+        device = torch.device("cpu")
+    if world_size == 1:
+        yield Ranks(0, 1, device)
+        return
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", device_id=device if device.type == "cuda" else None)
+    try:
+        yield Ranks(dist.get_rank(), world_size, device)
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,1 @@
+"""The trainer, its checkpoints and metrics, and the stages that use it."""

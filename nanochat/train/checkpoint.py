@@ -1,0 +1,92 @@
+"""Checkpoints: all that a run needs to go on as if it had never stopped."""
+
+import re
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from nanochat.common.errors import UserError
+from nanochat.common.files import atomic_path, read_json, write_json
+from nanochat.model.gpt import GPT
+from nanochat.optim.build import Optimizers
+
+KEEP = 2
+
+
+@dataclass
+class RunState:
+    """Where a run stands, besides its tensors."""
+
+    step: int = 0
+    """Steps done."""
+    samples: int = 0
+    """Samples taken; the data's order is a function of their numbers."""
+    elapsed_s: float = 0.0
+    """Seconds spent training, over all starts."""
+    extra: dict[str, float] = field(default_factory=dict)
+    """Figures that later stages and the report want, such as the last validation."""
+
+
+def named_tensors(model: GPT, optimizers: Optimizers) -> dict[str, Tensor]:
+    """Every tensor that training changes: `model.NAME`, and `optimizer.KEY.NAME` for what the optimizers keep of it."""
+    tensors = {f"model.{name}": parameter.detach() for name, parameter in model.named_parameters()}
+    for name, parameter in model.named_parameters():
+        for optimizer in optimizers.all:
+            if parameter in optimizer.state:
+                tensors |= {f"optimizer.{key}.{name}": value for key, value in optimizer.state[parameter].items()}
+    return tensors
+
+
+class Checkpoints:
+    """The checkpoints of one stage of a run: directories `step_00000100`, complete or absent; the last two are kept."""
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+
+    def all(self) -> list[Path]:
+        """Those that are there, oldest first."""
+        return sorted(p for p in self.directory.glob("step_*") if re.fullmatch(r"step_\d{8}", p.name))
+
+    def save(self, state: RunState, model: GPT, optimizers: Optimizers) -> Path:
+        """Write a checkpoint, then remove those older than the last two."""
+        path = self.directory / f"step_{state.step:08d}"
+        with atomic_path(path) as aside:
+            aside.mkdir()
+            save_file(
+                {name: tensor.cpu().contiguous() for name, tensor in named_tensors(model, optimizers).items()}, aside / "state.safetensors"
+            )
+            write_json(aside / "state.json", asdict(state))
+        for old in self.all()[:-KEEP]:
+            shutil.rmtree(old)
+        return path
+
+    def load(self, model: GPT, optimizers: Optimizers) -> RunState:
+        """Bring model and optimizers to the newest checkpoint; where there is none, leave them and return a new state.
+
+        Raises UserError when its tensors are not those of this model.
+        """
+        if not (found := self.all()):
+            return RunState()
+        path = found[-1]
+        parameters = dict(model.named_parameters())
+        owners = {p: o for o in optimizers.all for group in o.param_groups for p in group["params"]}
+        with safe_open(path / "state.safetensors", framework="pt") as file:
+            names = set(file.keys())
+            missing = {f"model.{name}" for name in parameters} - names
+            if missing:
+                raise UserError(f"{path} has no tensor {min(missing)}: it is another model's checkpoint; choose another --model_tag")
+            for full_name in names:
+                kind, rest = full_name.split(".", 1)
+                key, name = ("", rest) if kind == "model" else rest.split(".", 1)
+                value, parameter = file.get_tensor(full_name), parameters.get(name)
+                if parameter is None or (value.dim() and value.shape != parameter.shape):
+                    raise UserError(f"{path}: {name} of shape {tuple(value.shape)} is not this model's; choose another --model_tag")
+                if kind == "model":
+                    parameter.data.copy_(value)
+                else:
+                    owners[parameter].state[parameter][key] = value.to(parameter.device)
+        return RunState(**read_json(path / "state.json"))

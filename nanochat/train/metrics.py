@@ -1,0 +1,112 @@
+"""What a run reports as it goes: metrics.jsonl, the live line, and wandb when asked."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nanochat.common.console import PLAIN_INTERVAL_S, is_terminal, say, warn
+from nanochat.common.files import atomic_path
+
+Row = Mapping[str, Any]
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl; a last line cut off by a kill is left out."""
+    rows = []
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue
+    return rows
+
+
+def hms(seconds: float) -> str:
+    """A duration as people read it: 45s, 12m05s, 3h07m."""
+    s = round(seconds)
+    if s < 60:
+        return f"{s}s"
+    return f"{s // 60}m{s % 60:02d}s" if s < 3600 else f"{s // 3600}h{s % 3600 // 60:02d}m"
+
+
+@dataclass(frozen=True)
+class StepLine:
+    """What the live line shows besides the row: the horizon and the price."""
+
+    num_iterations: int
+    """Steps of the whole run."""
+    usd_per_hour: float
+    """Price of all GPUs for an hour; 0 where there are none."""
+
+    def text(self, row: Row) -> str:
+        """One line about a step."""
+        left_s = (self.num_iterations - row["step"]) * row["step_s"]
+        parts = [
+            f"step {row['step']:>{len(str(self.num_iterations))}}/{self.num_iterations}",
+            f"loss {row['loss']:.4f}",
+            f"{row['tok_per_sec']:,.0f} tok/s",
+            f"MFU {row['mfu']:.1%}" if row["mfu"] is not None else "",
+            f"{row['mem_gib']:.1f} GiB",
+            f"{hms(row['elapsed_s'])} gone, {hms(left_s)} left",
+            f"${row['elapsed_s'] / 3600 * self.usd_per_hour:,.2f}" if self.usd_per_hour else "",
+        ]
+        return " | ".join(part for part in parts if part)
+
+
+class Metrics:
+    """Rows of a stage, kept in metrics.jsonl and shown; only the first rank makes one."""
+
+    def __init__(self, directory: Path, wandb_run: str, config: dict[str, Any], resume_step: int):
+        """Rows after `resume_step` are dropped: those steps are done again."""
+        self.path = directory / "metrics.jsonl"
+        self.rows = [row for row in read_metrics(self.path) if row["step"] <= resume_step]
+        with atomic_path(self.path) as aside:
+            aside.write_text("".join(json.dumps(row) + "\n" for row in self.rows), encoding="utf-8")
+        self._file = self.path.open("a", encoding="utf-8")
+        self._wandb = self._start_wandb(directory, wandb_run, config) if wandb_run else None
+        self._live: Any = None
+        self._shown_s = float("-inf")
+        if is_terminal():
+            from rich.live import Live
+
+            self._live = Live(refresh_per_second=4)
+            self._live.start()
+
+    @staticmethod
+    def _start_wandb(directory: Path, name: str, config: dict[str, Any]) -> Any:
+        try:
+            import wandb
+
+            os.environ.setdefault("WANDB_SILENT", "true")
+            run_id = f"{directory.parent.name}-{directory.name}-{name}".replace("/", "-")
+            return wandb.init(project="nanochat", name=name, id=run_id, resume="allow", dir=str(directory), config=config)
+        except Exception as error:  # whatever the logging service does, training goes on
+            warn(f"wandb could not be started ({error}); the run goes on, metrics.jsonl has everything")
+            return None
+
+    def log(self, row: Row) -> None:
+        """Keep a row; it has a `step`."""
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+        if self._wandb is not None:
+            self._wandb.log(dict(row))
+
+    def show(self, line: str, elapsed_s: float, force: bool = False) -> None:
+        """Show a line about a step: in place on a terminal, elsewhere printed every ten seconds."""
+        if self._live is not None:
+            self._live.update(line)
+        elif force or elapsed_s - self._shown_s >= PLAIN_INTERVAL_S:
+            self._shown_s = elapsed_s
+            say(line)
+
+    def close(self) -> None:
+        """Flush everything."""
+        if self._live is not None:
+            self._live.stop()
+        self._file.close()
+        if self._wandb is not None:
+            self._wandb.finish()

@@ -1,0 +1,70 @@
+"""A stage's directory: one process at a time, one model, resumed only as what it began as."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nanochat.common.errors import UserError
+from nanochat.common.files import read_json, write_json
+from nanochat.common.paths import run_dir
+
+
+@dataclass(frozen=True)
+class StageDirectory:
+    """`runs/TAG/STAGE`."""
+
+    tag: str
+    """The run's name."""
+    stage: str
+    """base, mid, sft or rl."""
+
+    @property
+    def path(self) -> Path:
+        """The directory itself."""
+        return run_dir(self.tag) / self.stage
+
+    @property
+    def model(self) -> Path:
+        """The finished model; the stage is done when it stands."""
+        return self.path / "model"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where checkpoints lie."""
+        return self.path / "checkpoints"
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the directory for this process. Raises UserError when another run has it."""
+        from filelock import FileLock, Timeout
+
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(self.path / ".lock", timeout=0):
+                yield
+        except Timeout:
+            raise UserError(f"another process is training in {self.path}: wait for it, or choose another --model_tag") from None
+
+    def settle(self, identity: dict[str, Any], settings: dict[str, Any]) -> None:
+        """Keep in config.json what this run is (`identity`) and how it was asked for (`settings`).
+
+        Raises UserError when the directory belongs to a run of another identity.
+        """
+        path = self.path / "config.json"
+        if path.is_file() and (self.model.exists() or self.checkpoints.exists()):
+            before = read_json(path)["identity"]
+            for key, value in identity.items():
+                if before.get(key) != value:
+                    raise UserError(
+                        f"{self.path} belongs to a run with {key} {before.get(key)}, this one asks for {value}: choose another --model_tag, or remove that directory"
+                    )
+        write_json(path, {"identity": identity, "settings": settings})
+
+    def frozen(self, name: str, value: dict[str, Any]) -> dict[str, Any]:
+        """The value kept under that name since the run began; now, when it begins."""
+        path = self.path / name
+        if not (path.is_file() and self.checkpoints.exists()):
+            write_json(path, value)
+        return read_json(path)

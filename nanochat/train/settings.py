@@ -1,0 +1,107 @@
+"""The flags of training: those that every stage has, and those of base training. Imports nothing heavy."""
+
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+from nanochat.common.errors import UserError
+from nanochat.optim.settings import OptimizerSettings
+from nanochat.plan import batch, sizes
+
+OFF = -1
+
+
+@dataclass(frozen=True)
+class TrainSettings(OptimizerSettings):
+    """What every stage has."""
+
+    run: str = ""
+    """Name of the run in wandb; `dummy` for none. Default: the environment's WANDB_RUN, else dummy."""
+    model_tag: str = ""
+    """Name of the run's directory. Default: d and the depth."""
+    device_batch_size: int = 32
+    """Sequences a GPU handles per pass; the largest share of it that divides the batch evenly is used."""
+    total_batch_size: int = 524_288
+    """Tokens of a step, over all ranks and micro-batches."""
+    precision: Literal["auto", "fp32", "bf16", "fp8"] = "auto"
+    """Number format of the computation; auto is bf16 where the hardware has it, else fp32."""
+    compile: bool = True
+    """Compile the blocks and the loss."""
+    grad_clip: float = 1.0
+    """Largest norm of the gradient; 0 for no limit."""
+    eval_every: int = 250
+    """Steps between evaluations on held-out text; -1 for never."""
+    eval_tokens: int = 20 * 524_288
+    """Held-out tokens of an evaluation; as many as there are when there are fewer."""
+    sample_every: int = 2000
+    """Steps between samples of text; -1 for never."""
+    save_every: int = 500
+    """Steps between checkpoints; -1 for only the last."""
+    usd_per_gpu_hour: float = OFF
+    """Price of one GPU for an hour; -1 takes the table's."""
+    seed: int = 42
+    """Seed of the weights and of the data's order."""
+
+    @property
+    def wandb_run(self) -> str:
+        """Name of the wandb run; empty for none."""
+        name = self.run or os.environ.get("WANDB_RUN", "")
+        return "" if name == "dummy" else name
+
+    def check(self) -> None:
+        """Raises UserError for a value that no run can have."""
+        for name in ("device_batch_size", "total_batch_size", "eval_tokens"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name}={getattr(self, name)}: must be 1 or more")
+        for name in ("eval_every", "sample_every", "save_every"):
+            if getattr(self, name) < 1 and getattr(self, name) != OFF:
+                raise UserError(f"--{name}={getattr(self, name)}: must be 1 or more, or -1 for never")
+        for name in ("embedding_lr", "unembedding_lr", "matrix_lr", "weight_decay", "grad_clip"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise UserError(f"--{name}={getattr(self, name)}: must be 0 or more")
+        for name in ("warmup_ratio", "warmdown_ratio", "final_lr_frac"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"--{name}={getattr(self, name)}: a share of the whole, from 0 to 1")
+        if self.warmup_ratio + self.warmdown_ratio > 1:
+            raise UserError(
+                f"--warmup_ratio={self.warmup_ratio} and --warmdown_ratio={self.warmdown_ratio} are more than the whole run together"
+            )
+        if "/" in self.model_tag or self.model_tag.startswith("."):
+            raise UserError(f"--model_tag={self.model_tag}: a name without '/' that does not begin with '.'")
+
+
+@dataclass(frozen=True)
+class BaseTrainSettings(TrainSettings):
+    """Train a base model on text, from nothing; the same command again goes on where it stopped."""
+
+    depth: int = 20
+    """Layers; width, heads and learning rates follow from it."""
+    max_seq_len: int = 2048
+    """Tokens of a sequence."""
+    data: str | None = None
+    """Text to train on: python, climbmix, fineweb-edu or path:DIR. Default: climbmix, or the only one that is there."""
+    tokenizer: str | None = None
+    """Tokenizer, by name. Default: climbmix-65536, or the only one that is there."""
+    num_iterations: int = OFF
+    """Steps; -1 to follow from target_flops or target_param_data_ratio."""
+    target_flops: float = OFF
+    """FLOPs to spend, which fixes the steps; -1 to follow from target_param_data_ratio."""
+    target_param_data_ratio: float = 8
+    """Tokens per parameter, which fixes the steps; Chinchilla's is 20, this architecture's optimum near 8."""
+    core_metric_every: int = OFF
+    """Steps between evaluations of the CORE metric; -1 for never."""
+
+    @property
+    def tag(self) -> str:
+        """Name of the run's directory."""
+        return self.model_tag or f"d{self.depth}"
+
+    def check(self) -> None:
+        """Raises UserError for a value that no run can have."""
+        super().check()
+        sizes.check_depth(self.depth)
+        if self.max_seq_len < 1:
+            raise UserError(f"--max_seq_len={self.max_seq_len}: must be 1 or more")
+        if self.core_metric_every != OFF:
+            raise UserError(f"--core_metric_every={self.core_metric_every}: the CORE metric is not part of this version; leave it at -1")
+        batch.micro_batches(self.total_batch_size, self.max_seq_len, int(os.environ.get("WORLD_SIZE", "1")), self.device_batch_size)

@@ -1,0 +1,153 @@
+"""The training loop that every stage shares."""
+
+import resource
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nanochat.common.console import say
+from nanochat.common.errors import Stopped
+from nanochat.data.loader import Split
+from nanochat.model.gpt import GPT
+from nanochat.optim.build import Optimizers
+from nanochat.parallel.ranks import Ranks
+from nanochat.train.checkpoint import Checkpoints, RunState
+from nanochat.train.metrics import Metrics, StepLine
+from nanochat.train.stopping import StopRequest
+
+Batches = Callable[[int], Iterator[tuple[Tensor, Tensor]]]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Something done to the model every so often, and at the end."""
+
+    name: str
+    """Key of its figure in metrics.jsonl; empty when it makes none."""
+    every: int
+    """Steps between; −1 for never."""
+    run: Callable[[], dict[str, float]]
+    """Does it, on every rank alike; returns its figures."""
+
+    def due(self, step: int, num_iterations: int) -> bool:
+        """Whether it is done after that many steps."""
+        return self.every > 0 and (step % self.every == 0 or step == num_iterations)
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Most memory this process has held: allocated on the GPU, or resident on a CPU; GiB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 2**30
+
+
+@dataclass
+class Trainer:
+    """A model on its way from one state to the last step of its horizon."""
+
+    ranks: Ranks
+    model: GPT
+    optimizers: Optimizers
+    split: Split
+    num_iterations: int
+    """Steps of the whole run."""
+    batches: Batches
+    """Endless micro-batches, given the number of the first sample."""
+    evaluations: list[Evaluation]
+    checkpoints: Checkpoints
+    metrics: Metrics | None
+    """None on all ranks but the first."""
+    save_every: int
+    grad_clip: float
+    flops_per_token: float
+    peak_flops: float | None
+    """Of all GPUs together, FLOP/s; None where no peak is known."""
+    usd_per_hour: float
+
+    def run(self, state: RunState) -> None:
+        """Train from `state` to the end, with evaluations and checkpoints on the way.
+
+        Raises Stopped after saving when a signal asked for it.
+        """
+        stop = StopRequest()
+        self._evaluate(state, only_missing=True)
+        batches = self.batches(state.samples)
+        try:
+            while state.step < self.num_iterations:
+                stopping = self._step(state, batches, stop)
+                if stopping or state.step == self.num_iterations or (self.save_every > 0 and state.step % self.save_every == 0):
+                    self._save(state)
+                if stopping and state.step < self.num_iterations:
+                    raise Stopped(
+                        f"stopped after step {state.step} and saved: the same command goes on from there" if self.ranks.is_first else ""
+                    )
+                self._evaluate(state)
+        finally:
+            batches.close()  # type: ignore[attr-defined]
+
+    def _step(self, state: RunState, batches: Iterator[tuple[Tensor, Tensor]], stop: StopRequest) -> bool:
+        """One optimizer step; returns whether any rank was asked to stop."""
+        started = time.perf_counter()
+        seq_len, tokens = 0, 0
+        loss = torch.zeros((), device=self.ranks.device)
+        for _ in range(self.split.grad_accum_steps):
+            ids, targets = next(batches)
+            seq_len = ids.size(1)
+            tokens = self.split.samples_per_step * seq_len
+            micro_loss = self.model(ids, targets) / tokens  # the sum over all micro-batches and ranks is the mean
+            micro_loss.backward()
+            loss += micro_loss.detach()
+        parameters = list(self.model.parameters())
+        self.ranks.sum_gradients(parameters)
+        grad_norm = torch.nn.utils.clip_grad_norm_(parameters, self.grad_clip or float("inf"))
+        lr_scale = self.optimizers.step(state.step, self.num_iterations)
+        self.model.zero_grad(set_to_none=True)
+        agreed = self.ranks.sum_(torch.stack((loss, torch.tensor(float(stop.asked), device=loss.device))))
+        loss_value, stopping = agreed.tolist()
+
+        step_s = time.perf_counter() - started
+        state.step += 1
+        state.samples += self.split.samples_per_step
+        state.elapsed_s += step_s
+        if self.metrics:
+            row = {
+                "step": state.step,
+                "loss": loss_value,
+                "lr_scale": lr_scale,
+                "grad_norm": float(grad_norm),
+                "tok_per_sec": tokens / step_s,
+                "mfu": tokens / step_s * self.flops_per_token / self.peak_flops if self.peak_flops else None,
+                "mem_gib": peak_memory_gib(self.ranks.device),
+                "tokens": state.samples * seq_len,
+                "elapsed_s": state.elapsed_s,
+                "step_s": step_s,
+            }
+            self.metrics.log(row)
+            line = StepLine(self.num_iterations, self.usd_per_hour).text(row)
+            self.metrics.show(line, state.elapsed_s, force=state.step in (1, self.num_iterations))
+        return bool(stopping)
+
+    def _evaluate(self, state: RunState, only_missing: bool = False) -> None:
+        """Run what is due; after a restart only what the stopped process had not come to."""
+        for evaluation in self.evaluations:
+            if not evaluation.due(state.step, self.num_iterations) or (only_missing and state.step == 0):
+                continue
+            if only_missing and self.ranks.from_first(lambda name=evaluation.name: self._recorded(name, state.step)):  # type: ignore[misc]
+                continue
+            figures = evaluation.run()
+            if self.metrics and figures:
+                self.metrics.log({"step": state.step, "elapsed_s": state.elapsed_s, **figures})
+                say(f"step {state.step}: " + ", ".join(f"{name} {value:.4f}" for name, value in figures.items()))
+
+    def _recorded(self, name: str, step: int) -> bool:
+        assert self.metrics
+        return any(row["step"] == step and name in row for row in self.metrics.rows)
+
+    def _save(self, state: RunState) -> None:
+        if self.ranks.is_first:
+            path = self.checkpoints.save(state, self.model, self.optimizers)
+            say(f"step {state.step}: saved {path}")
+        self.ranks.barrier()

@@ -1,0 +1,75 @@
+# Sourced by run3b.sh and run7b.sh, which set the sizes: the stages in order. What is done is skipped, what was cut off goes on.
+
+REHEARSE=false
+for argument in "$@"; do
+  case $argument in
+    --rehearse) REHEARSE=true ;;
+    *) echo "error: $argument: the only flag is --rehearse; sizes are set at the top of ${0##*/}" >&2; exit 2 ;;
+  esac
+done
+
+GPUS=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU') || GPUS=0
+if [ "$REHEARSE" = false ] && [ "$GPUS" = 0 ] && [ -z "${NPROC_PER_NODE:-}" ]; then
+  echo "error: this machine has no NVIDIA GPU, and a model of depth $DEPTH needs eight; to see the whole pipeline in miniature: bash ${0##*/} --rehearse" >&2
+  exit 2
+fi
+
+source ./setup.sh
+setup base
+
+DATA=climbmix
+VOCAB_SIZE=65536
+TOKENIZER_SHARDS=8 # 2 billion characters, all that the tokenizer is trained on
+TOKENIZER_FLAGS=()
+TRAIN_FLAGS=(--depth="$DEPTH" --device_batch_size="$DEVICE_BATCH_SIZE" --total_batch_size="$TOTAL_BATCH_SIZE")
+LOSS_FLAGS=(--device_batch_size="$DEVICE_BATCH_SIZE")
+if [ "$REHEARSE" = true ]; then
+  DEPTH=4 DATA=python VOCAB_SIZE=4096 TOKENIZER_SHARDS=5 NUM_SHARDS=5
+  TRAIN_FLAGS=(--depth=4 --max_seq_len=512 --device_batch_size=8 --total_batch_size=8192
+    --num_iterations=150 --eval_every=50 --eval_tokens=65536 --sample_every=150 --save_every=50)
+  LOSS_FLAGS=(--device_batch_size=8 --train_tokens=65536)
+fi
+TAG=d$DEPTH
+TOKENIZER=$DATA-$VOCAB_SIZE
+export NANOCHAT_BASE_DIR="${NANOCHAT_BASE_DIR:-$HOME/.cache/nanochat}"
+RUN=$NANOCHAT_BASE_DIR/runs/$TAG
+
+NPROC_PER_NODE=${NPROC_PER_NODE:-$((GPUS > 0 ? GPUS : 1))}
+if [ "${NNODES:-1}" -gt 1 ]; then
+  LAUNCH=(--nnodes="$NNODES" --node_rank="${NODE_RANK:?with NNODES=$NNODES set NODE_RANK: 0 on the first node, 1 on the next, …}"
+    --master_addr="${MASTER_ADDR:?with NNODES=$NNODES set MASTER_ADDR: the address of the first node}" --master_port="${MASTER_PORT:-29500}")
+else
+  LAUNCH=(--standalone)
+fi
+LAUNCH+=(--nproc_per_node="$NPROC_PER_NODE")
+
+# Show a stage's command, then run it.
+stage() {
+  echo
+  echo "== $1"
+  shift
+  echo "\$ $*"
+  "$@"
+}
+
+stage "text, enough for the tokenizer" python -m scripts.dataset --data "$DATA" --num_shards "$TOKENIZER_SHARDS"
+DOWNLOAD=
+if [ "$NUM_SHARDS" -gt "$TOKENIZER_SHARDS" ]; then
+  stage "the rest of the text, in the background" true
+  python -m scripts.dataset --data "$DATA" --num_shards "$NUM_SHARDS" &
+  DOWNLOAD=$!
+  trap 'kill "$DOWNLOAD" 2>/dev/null || true' EXIT
+fi
+stage "tokenizer" python -m scripts.tok_train --data "$DATA" --vocab_size "$VOCAB_SIZE" "${TOKENIZER_FLAGS[@]}"
+stage "tokenizer, evaluated" python -m scripts.tok_eval --data "$DATA" --tokenizer "$TOKENIZER"
+[ -z "$DOWNLOAD" ] || wait "$DOWNLOAD"
+stage "token shards" python -m scripts.tok_encode --data "$DATA" --tokenizer "$TOKENIZER"
+stage "base training" torchrun "${LAUNCH[@]}" -m scripts.base_train -- \
+  --data="$DATA" --tokenizer="$TOKENIZER" "${TRAIN_FLAGS[@]}"
+[ -f "$RUN/base/base_loss.json" ] || stage "bits per byte" torchrun "${LAUNCH[@]}" -m scripts.base_loss -- \
+  --data="$DATA" --model_tag="$TAG" "${LOSS_FLAGS[@]}"
+stage "a sample" python -m scripts.chat_cli --base --model_tag "$TAG" -p "The function returns" --max_tokens 48
+
+echo
+echo "done. The model: $RUN/base/model (transformers opens it); its metrics: $RUN/base/metrics.jsonl"
+echo "next: source .venv/bin/activate && python -m scripts.chat_cli --base -p \"Once upon a time\""

@@ -1,0 +1,1 @@
+"""The commands: one thin file each, run as `python -m scripts.NAME`."""

@@ -1,0 +1,140 @@
+"""Downloads from the hub, played by a server on this machine, through the command that a person types."""
+
+import io
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nanochat.common.files import read_json
+from nanochat.data.text_shards import iter_texts, write_parquet
+from tests.data.hub_server import COMMIT, Hub, serve
+
+VAL = "shard_06542.parquet"
+
+
+def parquet(*texts: str) -> bytes:
+    file = io.BytesIO()
+    write_parquet(file, texts)
+    return file.getvalue()
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    with serve() as hub:
+        for index in (*range(4), 6542):
+            hub.files[f"shard_{index:05d}.parquet"] = parquet(f"first of {index}", f"second of {index}")
+        yield hub
+
+
+def dataset(tmp_path: Path, endpoint: str, *args: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "scripts.dataset", *args],
+        env={**os.environ, "NANOCHAT_BASE_DIR": str(tmp_path / "base"), "HF_HOME": str(tmp_path / "hf"), "HF_ENDPOINT": endpoint, **environment},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+
+
+def shards(tmp_path: Path) -> list[str]:
+    return sorted(path.name for path in (tmp_path / "base/data/climbmix").glob("*.parquet"))
+
+
+def test_downloads_validation_and_first_train_shards_and_resumes(hub: Hub, tmp_path: Path) -> None:
+    first = dataset(tmp_path, hub.endpoint, "--num_shards", "2")
+    assert first.returncode == 0, first.stderr
+    assert "CC BY-NC 4.0" in first.stdout
+    assert "2 train shards and 1 for validation, 6 documents" in first.stdout
+    assert shards(tmp_path) == ["shard_00000.parquet", "shard_00001.parquet", VAL]
+    assert list(iter_texts(tmp_path / "base/data/climbmix" / VAL)) == [["first of 6542", "second of 6542"]]
+    assert hub.downloads()[VAL] == 1
+    assert read_json(tmp_path / "base/data/climbmix/source.json")["revision"] == COMMIT
+
+    hub.requests.clear()
+    assert dataset(tmp_path, hub.endpoint, "--num_shards", "3").returncode == 0
+    assert dict(hub.downloads()) == {"shard_00002.parquet": 1}
+    assert {revision for _, revision, _ in hub.requests} == {COMMIT}
+
+    hub.requests.clear()
+    again = dataset(tmp_path, "http://127.0.0.1:1", "--num_shards", "3")
+    assert (again.returncode, hub.requests) == (0, [])
+    assert "already there" in again.stdout
+
+
+def test_validation_comes_first(hub: Hub, tmp_path: Path) -> None:
+    assert dataset(tmp_path, hub.endpoint, "--num_shards", "3", "--num_workers", "1").returncode == 0
+    assert list(hub.downloads()) == [VAL, "shard_00000.parquet", "shard_00001.parquet", "shard_00002.parquet"]
+
+
+def test_failures_that_pass_are_survived(hub: Hub, tmp_path: Path) -> None:
+    hub.unavailable = 1
+    hub.cut = {VAL}
+    hub.next_broken = {"shard_00000.parquet": parquet("a", "b")[:-30]}
+    done = dataset(tmp_path, hub.endpoint, "--num_shards", "1")
+    assert done.returncode == 0, done.stderr
+    assert "trying again" in done.stdout
+    assert (tmp_path / "base/data/climbmix" / VAL).read_bytes() == hub.files[VAL]
+    assert list(iter_texts(tmp_path / "base/data/climbmix/shard_00000.parquet")) == [["first of 0", "second of 0"]]
+
+
+def test_a_broken_shard_on_disk_is_fetched_again(hub: Hub, tmp_path: Path) -> None:
+    assert dataset(tmp_path, hub.endpoint, "--num_shards", "1").returncode == 0
+    shard = tmp_path / "base/data/climbmix/shard_00000.parquet"
+    shard.write_bytes(shard.read_bytes()[:100])
+    assert dataset(tmp_path, hub.endpoint, "--num_shards", "1").returncode == 0
+    assert shard.read_bytes() == hub.files[shard.name]
+
+
+def test_a_shard_that_is_always_broken_is_an_error_and_not_kept(hub: Hub, tmp_path: Path) -> None:
+    hub.files["shard_00000.parquet"] = b"no parquet"
+    done = dataset(tmp_path, hub.endpoint, "--num_shards", "1", "--num_workers", "1")
+    assert done.returncode == 2
+    assert "shard_00000.parquet arrived broken twice" in done.stderr
+    assert shards(tmp_path) == [VAL]
+
+
+def test_unreachable_hub_says_what_is_there_and_how_to_go_on(hub: Hub, tmp_path: Path) -> None:
+    assert dataset(tmp_path, hub.endpoint, "--num_shards", "1").returncode == 0
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        endpoint = f"http://127.0.0.1:{closed.getsockname()[1]}"
+    begun = time.monotonic()
+    done = dataset(tmp_path, endpoint, "--num_shards", "2")
+    assert time.monotonic() - begun < 30
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    for part in (endpoint, "2 of 3 shards", "same command", "--data python"):
+        assert part in done.stderr
+
+
+def test_a_missing_file_is_not_asked_for_again_and_again(hub: Hub, tmp_path: Path) -> None:
+    del hub.files["shard_00000.parquet"]
+    done = dataset(tmp_path, hub.endpoint, "--num_shards", "1", "--num_workers", "1")
+    assert done.returncode == 2
+    assert "1 of 2 shards" in done.stderr
+    assert sum(file == "shard_00000.parquet" for _, _, file in hub.requests) == 1
+
+
+def test_offline_mode_says_so(hub: Hub, tmp_path: Path) -> None:
+    done = dataset(tmp_path, hub.endpoint, "--num_shards", "1", HF_HUB_OFFLINE="1")
+    assert done.returncode == 2
+    assert "HF_HUB_OFFLINE" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert hub.requests == []
+
+
+def test_a_revision_that_is_gone_is_replaced_by_the_newest(hub: Hub, tmp_path: Path) -> None:
+    directory = tmp_path / "base/data/climbmix"
+    directory.mkdir(parents=True)
+    (directory / "source.json").write_text('{"revision": "feedfacefeedfacefeedfacefeedfacefeedface"}')
+    hub.gone = {"feedfacefeedfacefeedfacefeedfacefeedface"}
+    done = dataset(tmp_path, hub.endpoint, "--num_shards", "1")
+    assert done.returncode == 0, done.stderr
+    assert "no revision" in done.stderr
+    assert read_json(directory / "source.json")["revision"] == COMMIT
