@@ -35,9 +35,7 @@ def command(settings_class: type[S], function: Callable[[S], None]) -> NoReturn:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             fail(f"the disk is full{_at(error)}: make room (what was complete is still there), then give the same command again")
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            fail(
-                f"not allowed to write or read{_at(error)} ({error.strerror}): change its permissions, or set NANOCHAT_BASE_DIR to another directory"
-            )
+            fail(f"not allowed{_at(error)} ({error.strerror}): change its permissions, or set NANOCHAT_BASE_DIR to another directory")
         raise
     sys.exit(0)
 

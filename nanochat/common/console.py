@@ -74,7 +74,8 @@ class Progress:
         elapsed_s = time.monotonic() - self._start
         share = self.done / self.total if self.total else 1.0
         left_s = elapsed_s / share - elapsed_s if share else 0.0
-        return f"{self.description}: {self.done:,.0f}/{self.total:,.0f} {self.unit} ({share:.0%}), {elapsed_s:.0f} s, {left_s:.0f} s left {status}".rstrip()
+        amount = f"{self.done:,.0f}/{self.total:,.0f} {self.unit} ({min(share, 1):.0%})"
+        return f"{self.description}: {amount}, {elapsed_s:.0f} s, {max(left_s, 0):.0f} s left {status}".rstrip()
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         if self._bar is not None:

@@ -56,7 +56,8 @@ def micro_batches(samples: Samples, split: Split, first_sample: int, device: tor
     def put(item: tuple[Tensor, Tensor] | BaseException) -> None:
         while not closed.is_set():
             try:
-                return ready.put(item, timeout=0.1)
+                ready.put(item, timeout=0.1)
+                return
             except queue.Full:
                 continue
 

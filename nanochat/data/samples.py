@@ -40,7 +40,8 @@ class Manifest:
         longest = max((tokens for _, tokens, _ in shards), default=0)
         if longest < seq_len + 1:
             raise UserError(
-                f"--max_seq_len={seq_len}: the longest {split} shard of {index.data} holds {longest:,} tokens; a sequence needs {seq_len + 1:,}: "
+                f"--max_seq_len={seq_len}: the longest {split} shard of {index.data} holds {longest:,} tokens; "
+                f"a sequence needs {seq_len + 1:,}: "
                 f"choose {max(longest - 1, 1):,} or less, or give more text"
             )
         return manifest
@@ -66,7 +67,8 @@ class Samples:
         for name, _, sha256 in manifest.shards:
             if name not in present or present[name].sha256 != sha256:
                 raise UserError(
-                    f"{directory / name} is not the token shard that this run began with: put it back, or start a new run under another --model_tag"
+                    f"{directory / name} is not the token shard that this run began with: "
+                    "put it back, or start a new run under another --model_tag"
                 )
             self._tokens.append(open_shard(index, present[name]))
         rows = np.array([max(0, (tokens - 1) // manifest.seq_len) for _, tokens, _ in manifest.shards])

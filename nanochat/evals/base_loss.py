@@ -65,7 +65,6 @@ def base_loss(settings: BaseLossSettings) -> None:
             held_out = samples[np.arange(rows)][:, 1:].reshape(-1)
             text = tokenizer.decode_bytes(held_out[held_out < tokenizer.bos_id].tolist())[:XZ_MAX_BYTES]
             figures["xz_bpb"] = xz_bits_per_byte(text)
-            say(
-                f"xz -9e: {figures['xz_bpb']:.4f} bits per byte, over {'the same' if len(text) < XZ_MAX_BYTES else 'the first'} {len(text):,} held-out bytes"
-            )
+            which = "the same" if len(text) < XZ_MAX_BYTES else "the first"
+            say(f"xz -9e: {figures['xz_bpb']:.4f} bits per byte, over {which} {len(text):,} held-out bytes")
             write_json(directory.parent / "base_loss.json", figures)

@@ -47,4 +47,4 @@ def apply_precision(model: nn.Module, embedding: nn.Module, dtype: torch.dtype) 
 
     embedding.register_forward_hook(cast_output)
     device_type = next(model.parameters()).device.type
-    model.forward = torch.autocast(device_type, dtype)(model.forward)  # type: ignore[method-assign]
+    model.forward = torch.autocast(device_type, dtype)(model.forward)

@@ -15,7 +15,8 @@ def micro_batches(total_batch_size: int, seq_len: int, world_size: int, device_b
         below, above = total_batch_size // tokens * tokens, (total_batch_size // tokens + 1) * tokens
         nearest = f"{below} and {above}" if below else f"{above} and {2 * above}"
         raise UserError(
-            f"--total_batch_size={total_batch_size}: does not divide by sequences of {seq_len} tokens × {world_size} ranks; the nearest that do are {nearest}"
+            f"--total_batch_size={total_batch_size}: does not divide by sequences of {seq_len} tokens × {world_size} ranks; "
+            f"the nearest that do are {nearest}"
         )
     sequences = total_batch_size // tokens
     micro_batch_size = next(size for size in range(min(device_batch_size, sequences), 0, -1) if sequences % size == 0)

@@ -47,10 +47,10 @@ def train_base(settings: BaseTrainSettings) -> None:
             r.barrier()
 
 
-def _open_tokens(settings: BaseTrainSettings) -> tuple[Tokenizer, str, TokenIndex]:
+def _open_tokens(settings: BaseTrainSettings) -> tuple[Tokenizer, TokenIndex]:
     data, name = resolve_data(settings.data), resolve_tokenizer(settings.tokenizer)
     tokenizer = Tokenizer.from_directory(tokenizer_dir(name))
-    return tokenizer, name, read_index(tokens_dir(data, tokenizer.hash))
+    return tokenizer, read_index(tokens_dir(data, tokenizer.hash))
 
 
 def _freeze(stage: StageDirectory, index: TokenIndex, settings: BaseTrainSettings) -> dict[str, Any]:
@@ -66,7 +66,7 @@ def _train(settings: BaseTrainSettings, stage: StageDirectory, r: Ranks) -> None
     s = settings
     micro_batch_size, grad_accum_steps = batch.micro_batches(s.total_batch_size, s.max_seq_len, r.world_size, s.device_batch_size)
     dtype = resolve_precision(s.precision, r.device)
-    tokenizer, tokenizer_name, index = _open_tokens(s)
+    tokenizer, index = _open_tokens(s)
     num_iterations = batch.num_iterations(
         s.depth, tokenizer.vocab_size, s.max_seq_len, s.total_batch_size, s.num_iterations, s.target_flops, s.target_param_data_ratio
     )
@@ -168,12 +168,14 @@ def _say_what_starts(
     tokens = num_iterations * s.total_batch_size
     epochs = num_iterations * split.samples_per_step / train_samples.per_epoch
     say(
-        f"{num_iterations:,} steps of {s.total_batch_size:,} tokens ({split.grad_accum_steps} × {split.micro_batch_size} sequences a rank): "
+        f"{num_iterations:,} steps of {s.total_batch_size:,} tokens ({split.grad_accum_steps} × {split.micro_batch_size} sequences "
+        f"a rank): "
         f"{tokens:,} tokens, {epochs:.2f} epochs of {train_samples.manifest.data} ({train_samples.manifest.tokenizer})"
     )
     if epochs > 4:
         warn(
-            f"the text is repeated {epochs:.1f} times; more text learns better: python -m scripts.dataset --data {train_samples.manifest.data} --num_shards N"
+            f"the text is repeated {epochs:.1f} times; more text learns better: "
+            f"python -m scripts.dataset --data {train_samples.manifest.data} --num_shards N"
         )
     if start:
         say(f"going on after step {start}")

@@ -58,7 +58,8 @@ class StageDirectory:
             for key, value in identity.items():
                 if before.get(key) != value:
                     raise UserError(
-                        f"{self.path} belongs to a run with {key} {before.get(key)}, this one asks for {value}: choose another --model_tag, or remove that directory"
+                        f"{self.path} belongs to a run with {key} {before.get(key)}, this one asks for {value}: "
+                        "choose another --model_tag, or remove that directory"
                     )
         write_json(path, {"identity": identity, "settings": settings})
 

@@ -38,12 +38,12 @@ def test_training_is_deterministic() -> None:
 
 
 def test_frequent_words_become_one_token() -> None:
-    tokenizer = train_tokenizer(iter(["the lighthouse " * 50]), 280)
+    tokenizer = train_tokenizer(iter(["a lighthouse " * 50]), 276)
     assert tokenizer.decode(tokenizer.encode(" lighthouse")[:1]) == " lighthouse"
 
 
 def test_numbers_are_split_in_groups_of_at_most_two_digits() -> None:
-    tokenizer = train_tokenizer(iter(["2024 " * 500]), 270)
+    tokenizer = train_tokenizer(iter(["2024 " * 500]), 267)
     assert [tokenizer.decode([id]) for id in tokenizer.encode("2024")] == ["20", "24"]
 
 
