@@ -27,7 +27,8 @@ def command(settings_class: type[S], function: Callable[[S], None]) -> NoReturn:
     except UserError as error:
         fail(str(error))
     except Stopped as error:
-        print(error, flush=True)
+        if str(error):
+            print(error, flush=True)
         sys.exit(EXIT_STOPPED)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 MAX_FILE_BYTES = 1_000_000
 MIN_DOCSTRING_CHARS = 80
-THIN_SHARE = 0.1
+THIN_SHARE = 0.15
 MIN_LINE_CHARS = 30
 MAX_SEEN_SHARE = 0.3
 TRIPLE_QUOTED = re.compile(r'^[ \t]*[rRuU]?("""|\'\'\')(.*?)\1', re.MULTILINE | re.DOTALL)
@@ -105,13 +105,13 @@ def _docstrings(source: str) -> tuple[str, ...] | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the parsed file: invalid escapes and the like
-            tree = ast.parse(source)
+            raw = list(_raw_docstrings(ast.parse(source)))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
     finally:
         if collected:
             gc.enable()
-    cleaned = (inspect.cleandoc(text) for text in _raw_docstrings(tree))
+    cleaned = map(inspect.cleandoc, raw)
     return tuple(text for text in cleaned if len(text) >= MIN_DOCSTRING_CHARS and _encodable(text))
 
 

@@ -41,7 +41,6 @@ def fetch(source: Source, num_shards: int, num_downloads: int) -> None:
     Raises UserError, saying what is there and how to go on, when the hub cannot be reached or refuses.
     """
     directory = data_dir(source.name)
-    directory.mkdir(parents=True, exist_ok=True)
     for left in (directory / ".cache" / "huggingface" / "download").glob("*.incomplete"):  # of a run that was killed
         left.unlink(missing_ok=True)
     try:

@@ -9,11 +9,14 @@ import collections
 import dataclasses
 import hashlib
 import itertools
+import multiprocessing
 import os
 import shutil
+import signal
 import site
 import sys
 import sysconfig
+import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,9 +30,10 @@ from nanochat.data.sources import PYTHON, Source
 from nanochat.data.text_shards import read_record, shard_path, write_shard
 
 PYTHON_SHARDS = PYTHON.val_index + 1
-SHARD_BYTES = 1_500_000
+SHARD_BYTES = 1_100_000
 MAX_DOCUMENT_BYTES = 100_000
 SEED = 1337
+RECIPE = 1  # to be raised when the text of the same files comes out otherwise
 BLOCK_FILES = 256
 SKIPPED_DIRECTORIES = {"__pycache__", "test", "tests", "idle_test", "site-packages", "dist-packages", "node_modules"}
 OWN_PACKAGES = {"nanochat", "scripts"}
@@ -83,7 +87,8 @@ def is_there(num_shards: int) -> bool:
     directory = data_dir(PYTHON.name)
     record = read_record(directory)
     wanted = [PYTHON.val_index, *range(num_shards)]
-    return (record.get("seed"), record.get("shard_bytes")) == (SEED, SHARD_BYTES) and all(shard_path(directory, i).exists() for i in wanted)
+    same = (record.get("recipe"), record.get("seed"), record.get("shard_bytes")) == (RECIPE, SEED, SHARD_BYTES)
+    return same and all(shard_path(directory, index).exists() for index in wanted)
 
 
 def make(source: Source, num_shards: int, num_workers: int, roots: dict[str, Path] | None = None) -> None:
@@ -93,7 +98,7 @@ def make(source: Source, num_shards: int, num_workers: int, roots: dict[str, Pat
     """
     directory = data_dir(source.name)
     files = list_files(python_roots() if roots is None else roots)
-    made_from = {"data": source.data, "seed": SEED, "shard_bytes": SHARD_BYTES, **fingerprint(files)}
+    made_from = {"data": source.data, "recipe": RECIPE, "seed": SEED, "shard_bytes": SHARD_BYTES, **fingerprint(files)}
     record = read_record(directory)
     if any(record.get(key) != value for key, value in made_from.items()):
         if record:
@@ -181,20 +186,32 @@ def _read_all(
         yield from ((name, read(files[name]) if name in files else None) for name in names)
         return
     from concurrent.futures import ProcessPoolExecutor
-    from multiprocessing import get_context
 
     blocks = _batched(names, BLOCK_FILES)
-    with ProcessPoolExecutor(num_workers, get_context("spawn")) as pool:
+    with ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn"), initializer=_start_worker) as pool:
         ahead: collections.deque[tuple[tuple[str, ...], Iterator[PythonFile | None]]] = collections.deque()
         try:
             for block in blocks:
-                ahead.append((block, pool.map(read, [files[name] for name in block if name in files], chunksize=16)))
+                ahead.append((block, pool.map(read, [files[name] for name in block if name in files], chunksize=4)))
                 if len(ahead) > 2:
                     yield from _in_order(*ahead.popleft(), files)
             while ahead:
                 yield from _in_order(*ahead.popleft(), files)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _start_worker() -> None:
+    """In a worker: leave an interrupt to the parent, and end when the parent is gone, however it went."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _in_order(

@@ -59,7 +59,7 @@ class Tokenizer:
         ranks_path = path / RANKS_FILE
         if not ranks_path.is_file():
             raise UserError(f"no tokenizer at {path} ({RANKS_FILE} is not there); python -m scripts.tok_train makes one")
-        remedy = f"remove {path} and make it again"
+        remedy = "put back a whole copy, or, where scripts.tok_train made it, remove its directory and train it again"
         try:
             tokenizer = cls(_parse_ranks(ranks_path.read_bytes()))
         except (ValueError, UserError) as error:

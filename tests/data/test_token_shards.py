@@ -1,5 +1,6 @@
 """Text to token shards and back: every document in order, nothing lost by a kill, nothing damaged goes unnoticed."""
 
+import json
 import os
 import signal
 import subprocess
@@ -131,7 +132,7 @@ def test_stopped_half_way_it_goes_on_and_ends_with_the_same_bytes(tmp_path: Path
     bases = [tmp_path / "broken", tmp_path / "unbroken"]
     for base in bases:
         tokenizer.save(base / "tokenizer" / "python-600")
-        make_text(base, [*range(6), VAL_INDEX], repeat=30)
+        make_text(base, [*range(6), VAL_INDEX], repeat=12)
     arguments, environment = command(bases[0])
     directory = bases[0] / "tokens" / f"python-{tokenizer.hash}"
     with subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
@@ -229,8 +230,6 @@ def test_a_wrong_request_is_one_line(base: Path, flags: list[str], part: str) ->
 
 
 def test_the_benchmark_compares_with_tiktoken(base: Path) -> None:
-    import json
-
     arguments, environment = command(base)
     arguments[2] = "scripts.bench_tokenize"
     result = subprocess.run([*arguments, "--repeats=1", "--json"], env=environment, capture_output=True, text=True)

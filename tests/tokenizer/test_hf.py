@@ -56,4 +56,13 @@ def test_sizes_are_those_of_the_model(tokenizer: Tokenizer, opened: Any) -> None
 def test_merges_are_those_that_made_the_ranks() -> None:
     ranks = {bytes([byte]): byte for byte in range(256)}
     ranks |= {b"in": 256, b"th": 257, b"the": 258, b"ing": 259, b"thing": 260, b"aa": 261, b"aaa": 262, b"aaaa": 263}
-    assert merges(ranks) == [(b"i", b"n"), (b"t", b"h"), (b"th", b"e"), (b"in", b"g"), (b"th", b"ing"), (b"a", b"a"), (b"aa", b"a"), (b"aa", b"aa")]
+    assert merges(ranks) == [
+        (b"i", b"n"),
+        (b"t", b"h"),
+        (b"th", b"e"),
+        (b"in", b"g"),
+        (b"th", b"ing"),
+        (b"a", b"a"),
+        (b"aa", b"a"),
+        (b"aa", b"aa"),
+    ]

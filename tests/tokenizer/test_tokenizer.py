@@ -51,7 +51,9 @@ def test_a_lone_surrogate_becomes_the_replacement_character(tokenizer: Tokenizer
     assert tokenizer.decode(tokenizer.encode(text)) == "".join("�" if "\ud800" <= char <= "\udfff" else char for char in text)
 
 
-@pytest.mark.parametrize("text", [" " * 2_000_000 + "x", "\n" * 500_000, "a" * 500_000, " \t" * 500_000 + "x"], ids=["spaces", "newlines", "a", "mix"])
+@pytest.mark.parametrize(
+    "text", [" " * 2_000_000 + "x", "\n" * 500_000, "a" * 500_000, " \t" * 500_000 + "x"], ids=["spaces", "newlines", "a", "mix"]
+)
 def test_a_huge_run_of_one_character_neither_crashes_nor_is_lost(tokenizer: Tokenizer, text: str) -> None:
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
@@ -125,5 +127,6 @@ def test_more_entries_than_uint16_can_tell_apart_are_refused() -> None:
 
 
 def test_importing_it_loads_nothing_heavy() -> None:
-    code = "import sys, nanochat.tokenizer.tokenizer, nanochat.tokenizer.train; print([m for m in ('torch', 'tiktoken', 'rustbpe', 'pyarrow') if m in sys.modules])"
+    heavy = ("torch", "tiktoken", "rustbpe", "pyarrow")
+    code = f"import sys, nanochat.tokenizer.tokenizer, nanochat.tokenizer.train; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"

@@ -1,0 +1,96 @@
+"""A small world for tests: text, a tokenizer and token shards under a base directory of their own."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+VOCAB_SIZE = 700
+
+Finished = subprocess.CompletedProcess[str]
+
+
+@dataclass(frozen=True)
+class World:
+    """A base directory, and commands that run in it."""
+
+    base: Path
+    """NANOCHAT_BASE_DIR."""
+
+    def environment(self, **more: str) -> dict[str, str]:
+        """The environment of a command."""
+        kept = {k: v for k, v in os.environ.items() if k not in ("WANDB_RUN", "RANK", "WORLD_SIZE", "LOCAL_RANK")}
+        return {**kept, "NANOCHAT_BASE_DIR": str(self.base), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **more}
+
+    def arguments(self, module: str, *args: str, nproc: int = 0) -> list[str]:
+        """The command line of a script, through torchrun for nproc processes."""
+        if nproc:
+            return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={nproc}", "-m", module, "--", *args]
+        return [sys.executable, "-m", module, *args]
+
+    def run(self, module: str, *args: str, nproc: int = 0, **environment: str) -> Finished:
+        """Run a script to its end."""
+        command = self.arguments(module, *args, nproc=nproc)
+        return subprocess.run(command, cwd=ROOT, env=self.environment(**environment), capture_output=True, text=True, timeout=300)
+
+    def losses(self, tag: str) -> dict[int, float]:
+        """Loss by step, from metrics.jsonl."""
+        rows = [json.loads(line) for line in (self.base / "runs" / tag / "base/metrics.jsonl").read_text().splitlines()]
+        return {row["step"]: row["loss"] for row in rows if "loss" in row}
+
+
+def wrong_request(finished: Finished, *words: str) -> None:
+    """Assert that a command ended as a wrong request does: status 2, one line, no traceback, and the words in it."""
+    errors = [line for line in finished.stderr.splitlines() if not line.startswith("warning:")]
+    assert finished.returncode == 2, finished.stderr
+    assert len(errors) == 1, finished.stderr
+    assert errors[0].startswith("error: "), finished.stderr
+    for word in words:
+        assert word in errors[0], f"{word!r} is not in {errors[0]!r}"
+
+
+TINY = (
+    "--depth=2",
+    "--max_seq_len=64",
+    "--device_batch_size=2",
+    "--total_batch_size=512",
+    "--precision=fp32",
+    "--no-compile",
+    "--eval_every=-1",
+    "--sample_every=-1",
+)
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """A base directory with half a megabyte of text, a tokenizer of 700 entries and token shards."""
+    from pydoc_data.topics import topics
+
+    made = World(tmp_path_factory.mktemp("base dir"))
+    text = made.base / "my text"
+    text.mkdir()
+    with (text / "topics.jsonl").open("w", encoding="utf-8") as file:
+        for topic in topics.values():
+            for paragraph in topic.split("\n\n\n"):
+                file.write(json.dumps({"text": paragraph}) + "\n")
+    for module, *args in (
+        ("scripts.dataset", "--data", f"path:{text}"),
+        ("scripts.tok_train", "--data", f"path:{text}", "--vocab_size", str(VOCAB_SIZE)),
+        ("scripts.tok_encode",),
+    ):
+        finished = made.run(module, *args)
+        assert finished.returncode == 0, finished.stderr
+    return made
+
+
+@pytest.fixture(scope="session")
+def trained(world: World) -> Path:
+    """The model directory of a small base model, trained for 30 steps."""
+    finished = world.run("scripts.base_train", *TINY, "--num_iterations=30", "--model_tag=trained", "--eval_every=15", "--eval_tokens=2048")
+    assert finished.returncode == 0, finished.stderr
+    return world.base / "runs/trained/base/model"

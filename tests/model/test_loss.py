@@ -1,0 +1,49 @@
+"""The fused head and loss against float64 autograd."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from nanochat.model.loss import Head
+
+CAP = 15.0
+
+
+def reference(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Sum of the losses and its gradients in float64, by autograd on the plain formula."""
+    h, w = hidden.double().detach().requires_grad_(), weight.double().detach().requires_grad_()
+    logits = CAP * torch.tanh(h @ w.t() / CAP)
+    loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="sum")
+    return loss, *torch.autograd.grad(loss, (h, w))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize("scale", [0.05, 3.0])
+def test_values_and_gradients_agree_with_float64(
+    dtype: torch.dtype, tolerance: float, scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nanochat.model.loss.LOGITS_PER_CHUNK_CPU", 7 * 300)  # chunks of 7 tokens, the last one shorter
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(3, 11, 32, generator=generator).to(dtype)
+    targets = torch.randint(0, 300, (3, 11), generator=generator)
+    targets[1, 4:] = -1
+    head = Head(32, 300, CAP)
+    torch.nn.init.normal_(head.weight, std=scale, generator=generator)
+    head.to(dtype)
+    want_loss, want_hidden, want_weight = reference(hidden, head.weight, targets)
+
+    hidden.requires_grad_()
+    loss = head.loss_sum(hidden, targets)
+    (loss * 0.5).backward()
+
+    def relative(got: torch.Tensor, want: torch.Tensor) -> float:
+        return float((got.double() - want).norm() / want.norm())
+
+    assert hidden.grad is not None
+    assert head.weight.grad is not None
+    assert relative(loss, want_loss) < tolerance
+    assert relative(2 * hidden.grad, want_hidden) < tolerance
+    assert relative(2 * head.weight.grad, want_weight) < tolerance
+    assert not hidden.grad[1, 4:].any()
+    assert relative(head.losses(hidden, targets).sum(), want_loss) < tolerance
+    assert not head.losses(hidden, targets)[1, 4:].any()
