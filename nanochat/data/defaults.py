@@ -11,8 +11,9 @@ DEFAULT_DATA = "climbmix"
 DEFAULT_TOKENIZER = "climbmix-65536"
 
 
-def _there(directory: Path) -> list[str]:
-    return sorted(p.name for p in directory.iterdir() if p.is_dir() and not p.name.startswith(".")) if directory.is_dir() else []
+def _there(directory: Path, proof: str) -> list[str]:
+    """Names of the folders that hold a file like `proof`."""
+    return sorted({path.parent.name for path in directory.glob(f"*/{proof}") if not path.parent.name.startswith(".")})
 
 
 def _choose(flag: str, default: str, there: list[str], how_to_make: str, differs: str) -> str:
@@ -31,7 +32,7 @@ def resolve_data(data: str | None) -> str:
 
     Raises UserError when there is none, or several and no choice.
     """
-    there = _there(base_dir() / "data")
+    there = _there(base_dir() / "data", "shard_*.parquet")
     if data is None:
         return _choose("--data", DEFAULT_DATA, there, "python -m scripts.dataset", "the guide's figures are for climbmix")
     name = data if data in there else source_of(data).name
@@ -45,7 +46,7 @@ def resolve_tokenizer(tokenizer: str | None) -> str:
 
     Raises UserError when there is none, or several and no choice.
     """
-    there = _there(base_dir() / "tokenizer")
+    there = _there(base_dir() / "tokenizer", "ranks.tiktoken")
     if tokenizer is None:
         return _choose(
             "--tokenizer",

@@ -70,7 +70,7 @@ class Samples:
                     f"{directory / name} is not the token shard that this run began with: "
                     "put it back, or start a new run under another --model_tag"
                 )
-            self._tokens.append(open_shard(index, present[name]))
+            self._tokens.append(np.asarray(open_shard(index, present[name])))  # a plain view: slicing a memmap is slow
         rows = np.array([max(0, (tokens - 1) // manifest.seq_len) for _, tokens, _ in manifest.shards])
         self._ends = np.cumsum(rows)
         self.per_epoch = int(self._ends[-1])

@@ -66,8 +66,8 @@ def generate(
     generator = torch.Generator(device=weight.device).manual_seed(seed)
     ids = torch.tensor([prompt], device=weight.device)
     for _ in range(end - len(prompt)):
-        logits = model.lm_head.logits(model.model(ids, cache)[:, -1])
-        ids = sample_token(logits, temperature, top_k, generator)
+        logits = model(ids, cache=cache, logits_to_keep=1)
+        ids = sample_token(logits[:, -1], temperature, top_k, generator)
         token = int(ids)
         if token in stop_ids:
             return

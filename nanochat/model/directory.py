@@ -6,10 +6,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from nanochat.common.errors import UserError
-from nanochat.common.files import atomic_path, read_json, write_json
+from nanochat.common.files import atomic_path, read_json, save_safetensors, write_json
 from nanochat.model.config import GPTConfig
 from nanochat.model.gpt import GPT
 from nanochat.tokenizer.tokenizer import Tokenizer
@@ -53,7 +52,7 @@ def save_model(directory: Path, model: GPT, tokenizer: Tokenizer, dtype: torch.d
     with atomic_path(directory) as aside:
         aside.mkdir()
         weights = {name: parameter.detach().to("cpu", dtype).contiguous() for name, parameter in model.named_parameters()}
-        save_file(weights, aside / WEIGHTS_FILE, metadata={"format": "pt"})
+        save_safetensors(aside / WEIGHTS_FILE, weights, metadata={"format": "pt"})
         tokenizer.save(aside, model_max_length=model.config.max_seq_len)
         write_json(aside / "config.json", config)
         write_json(aside / "generation_config.json", generation)

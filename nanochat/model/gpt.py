@@ -142,15 +142,17 @@ class GPT(nn.Module):
         self.model = Trunk(config)
         self.lm_head = Head(config.hidden_size, config.vocab_size, config.logit_softcap)
 
-    def forward(self, ids: Tensor, targets: Tensor | None = None, *, per_token: bool = False, cache: KVCache | None = None) -> Tensor:
-        """ids: (B, T) int64 → logits (B, T, V) in float32.
+    def forward(
+        self, ids: Tensor, targets: Tensor | None = None, *, per_token: bool = False, cache: KVCache | None = None, logits_to_keep: int = 0
+    ) -> Tensor:
+        """ids: (B, T) int64 → logits (B, T, V) in float32; only the last `logits_to_keep` positions' when that is given.
 
         With targets: (B, T), −1 where there is none: the sum of the losses in nats, a differentiable float32 scalar;
         with per_token too: each token's loss (B, T), not differentiable.
         """
         hidden = self.model(ids, cache)
         if targets is None:
-            return self.lm_head.logits(hidden)
+            return self.lm_head.logits(hidden[:, -logits_to_keep:])
         return self.lm_head.losses(hidden, targets) if per_token else self.lm_head.loss_sum(hidden, targets)
 
     @torch.no_grad()

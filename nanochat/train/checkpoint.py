@@ -6,11 +6,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from nanochat.common.errors import UserError
-from nanochat.common.files import atomic_path, read_json, write_json
+from nanochat.common.files import atomic_path, read_json, save_safetensors, write_json
 from nanochat.model.gpt import GPT
 from nanochat.optim.build import Optimizers
 
@@ -56,9 +55,8 @@ class Checkpoints:
         path = self.directory / f"step_{state.step:08d}"
         with atomic_path(path) as aside:
             aside.mkdir()
-            save_file(
-                {name: tensor.cpu().contiguous() for name, tensor in named_tensors(model, optimizers).items()}, aside / "state.safetensors"
-            )
+            tensors = {name: tensor.cpu().contiguous() for name, tensor in named_tensors(model, optimizers).items()}
+            save_safetensors(aside / "state.safetensors", tensors)
             write_json(aside / "state.json", asdict(state))
         for old in self.all()[:-KEEP]:
             shutil.rmtree(old)

@@ -179,5 +179,5 @@ def test_the_running_interpreter_has_enough(tmp_path: Path) -> None:
     assert [path.name for path in paths] == ["shard_00000.parquet", "shard_00031.parquet"]
     for path in paths:
         texts = texts_of(path)
-        assert 1_500_000 <= sum(len(text.encode()) for text in texts) < 1_600_001
+        assert 1_100_000 <= sum(len(text.encode()) for text in texts) < 1_200_001
         assert max(len(text.encode()) for text in texts) <= 100_000

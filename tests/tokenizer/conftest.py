@@ -2,15 +2,11 @@
 
 import random
 
-import hypothesis
 import pytest
 
 from nanochat.tokenizer.samples import SAMPLES
 from nanochat.tokenizer.tokenizer import Tokenizer
 from nanochat.tokenizer.train import train_tokenizer
-
-hypothesis.settings.register_profile("house", deadline=None, database=None)
-hypothesis.settings.load_profile("house")
 
 
 @pytest.fixture(scope="session")

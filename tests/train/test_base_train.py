@@ -104,6 +104,17 @@ def test_another_batch_size_on_resuming_takes_up_the_data_where_it_was(world: Wo
     assert [row["tokens"] for row in rows] == [512 * step for step in range(1, 7)] + [512 * 6 + 1024, 512 * 6 + 2048]
 
 
+def test_bf16_learns_like_fp32_and_its_model_is_bf16(world: World, unbroken: dict[int, float]) -> None:
+    flags = [flag for flag in FLAGS if not flag.startswith(("--precision", "--sample"))]
+    finished = world.run("scripts.base_train", *flags, "--precision=bf16", "--sample_every=24", "--model_tag=bf16")
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.count("sample: ") == 4
+    assert world.losses("bf16") == pytest.approx(unbroken, abs=0.05)
+    assert world.losses("bf16") != unbroken
+    assert json.loads((world.base / "runs/bf16/base/model/config.json").read_text())["dtype"] == "bfloat16"
+    assert (world.base / "runs/bf16/base/model/model.safetensors").stat().st_size < 1.1 * 2 * 475_136 + 10_000
+
+
 def test_transformers_gives_the_logits_of_the_trained_model(trained: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -231,3 +242,21 @@ def test_a_damaged_token_shard_is_named(world: World, tmp_path: Path) -> None:
 def test_a_base_directory_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     wrong_request(World(tmp_path / "file/base").run("scripts.base_train", *TINY, "--num_iterations=1"), "NANOCHAT_BASE_DIR")
+
+
+def test_a_full_disk_is_one_clear_line_and_the_last_checkpoint_stays(world: World, tmp_path: Path) -> None:
+    """On a file system of 12 MB, which holds two checkpoints of 4.6 MB but not the third that is written beside them."""
+    small = World(tmp_path / "small")
+    small.base.mkdir()
+    mount = 'mount -t tmpfs -o size=12m none "$0" && cp -r "$1"/data "$1"/tokenizer "$1"/tokens "$0" && shift && exec "$@"'
+    private = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--mount", "--map-root-user"]
+    flags = [*TINY, "--num_iterations=40", "--save_every=5", "--model_tag=full"]
+    script = f'{mount}; status=$?; ls "$0"/runs/full/base/checkpoints >&2; exit $status'.replace("exec ", "")
+    command = [*private, "sh", "-c", script, str(small.base), str(world.base), *small.arguments("scripts.base_train", *flags)]
+    finished = subprocess.run(command, cwd=ROOT, env=small.environment(), capture_output=True, text=True)
+    assert finished.returncode == 2, finished.stdout + finished.stderr
+    error, *kept = finished.stderr.splitlines()[-3:]
+    assert error.startswith("error: the disk is full at"), finished.stderr
+    assert "Traceback" not in finished.stderr
+    assert kept
+    assert all(name.startswith("step_") for name in kept)

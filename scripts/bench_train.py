@@ -1,0 +1,16 @@
+"""Time the training step beside a straightforward eager loop: `python -m scripts.bench_train`."""
+
+from nanochat.common.cli import command
+from nanochat.train.bench_settings import BenchTrainSettings
+
+
+def main(settings: BenchTrainSettings) -> None:
+    """Check the request, then measure."""
+    settings.check()
+    from nanochat.train.bench import bench_train
+
+    bench_train(settings)
+
+
+if __name__ == "__main__":
+    command(BenchTrainSettings, main)
