@@ -24,9 +24,9 @@ TOKENIZER_FLAGS=()
 TRAIN_FLAGS=(--depth="$DEPTH" --device_batch_size="$DEVICE_BATCH_SIZE" --total_batch_size="$TOTAL_BATCH_SIZE")
 LOSS_FLAGS=(--device_batch_size="$DEVICE_BATCH_SIZE")
 if [ "$REHEARSE" = true ]; then
-  DEPTH=4 DATA=python VOCAB_SIZE=4096 TOKENIZER_SHARDS=5 NUM_SHARDS=5
-  TRAIN_FLAGS=(--depth=4 --max_seq_len=512 --device_batch_size=8 --total_batch_size=8192
-    --num_iterations=150 --eval_every=50 --eval_tokens=65536 --sample_every=150 --save_every=50)
+  DEPTH=4 DATA=python VOCAB_SIZE=4096 TOKENIZER_SHARDS=3 NUM_SHARDS=3
+  TRAIN_FLAGS=(--depth=4 --max_seq_len=512 --device_batch_size=8 --total_batch_size=4096 --num_iterations=160
+    --matrix_lr=0.04 --warmdown_ratio=0.5 --eval_every=80 --eval_tokens=65536 --sample_every=160 --save_every=40)
   LOSS_FLAGS=(--device_batch_size=8 --train_tokens=65536)
 fi
 TAG=d$DEPTH

@@ -32,7 +32,7 @@ def test_a_room_imports_only_from_floors_below(room: str) -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_is_light(command: str) -> None:
-    heavy = ("torch", "numpy", "pyarrow", "transformers", "wandb", "huggingface_hub", "tiktoken", "rustbpe", "datasets", "fastapi")
+    heavy = ("torch", "pyarrow", "transformers", "wandb", "huggingface_hub", "tiktoken", "rustbpe", "datasets", "fastapi")
     program = f"""
 import runpy, sys
 sys.argv = ["{command}", "--help"]
