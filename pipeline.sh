@@ -16,6 +16,7 @@ fi
 
 source ./setup.sh
 setup base
+SECONDS=0
 
 DATA=climbmix
 VOCAB_SIZE=65536
@@ -34,7 +35,11 @@ TOKENIZER=$DATA-$VOCAB_SIZE
 export NANOCHAT_BASE_DIR="${NANOCHAT_BASE_DIR:-$HOME/.cache/nanochat}"
 RUN=$NANOCHAT_BASE_DIR/runs/$TAG
 
-NPROC_PER_NODE=${NPROC_PER_NODE:-$((GPUS > 0 ? GPUS : 1))}
+if [ -z "${NPROC_PER_NODE:-}" ]; then
+  NPROC_PER_NODE=$((GPUS > 0 ? GPUS : 1))
+  # The rehearsal's small batch splits over 1, 2, 4 or 8 ranks only.
+  while [ "$REHEARSE" = true ] && [ $((8 % NPROC_PER_NODE)) != 0 ]; do NPROC_PER_NODE=$((NPROC_PER_NODE - 1)); done
+fi
 if [ "${NNODES:-1}" -gt 1 ]; then
   LAUNCH=(--nnodes="$NNODES" --node_rank="${NODE_RANK:?with NNODES=$NNODES set NODE_RANK: 0 on the first node, 1 on the next, …}"
     --master_addr="${MASTER_ADDR:?with NNODES=$NNODES set MASTER_ADDR: the address of the first node}" --master_port="${MASTER_PORT:-29500}")
@@ -46,7 +51,7 @@ LAUNCH+=(--nproc_per_node="$NPROC_PER_NODE")
 # Show a stage's command, then run it.
 stage() {
   echo
-  echo "== $1"
+  echo "== $1 ($((SECONDS / 60)) min $((SECONDS % 60)) s)"
   shift
   echo "\$ $*"
   "$@"
@@ -71,5 +76,5 @@ stage "base training" torchrun "${LAUNCH[@]}" -m scripts.base_train -- \
 stage "a sample" python -m scripts.chat_cli --base --model_tag "$TAG" -p "The function returns" --max_tokens 48
 
 echo
-echo "done. The model: $RUN/base/model (transformers opens it); its metrics: $RUN/base/metrics.jsonl"
+echo "done in $((SECONDS / 60)) min $((SECONDS % 60)) s. The model: $RUN/base/model (transformers opens it); its metrics: $RUN/base/metrics.jsonl"
 echo "next: source .venv/bin/activate && python -m scripts.chat_cli --base -p \"Once upon a time\""

@@ -30,7 +30,7 @@ setup() {
       "$candidate" -m venv --clear .venv || { echo "error: $candidate cannot make a virtual environment; on Debian or Ubuntu: apt install python3-venv" >&2; exit 2; }
     fi
     echo "set-up: installing what pyproject.toml asks for, at the versions of constraints.txt"
-    .venv/bin/python -m pip install --progress-bar "$([ -t 1 ] && echo on || echo off)" --disable-pip-version-check -c constraints.txt -e ".[$extra]"
+    .venv/bin/python -m pip install --progress-bar "$([ -t 1 ] && echo on || echo off)" --disable-pip-version-check -c constraints.txt -e ".$([ "$extra" = base ] || echo "[$extra]")"
     echo "$stamp" >.venv/complete
   fi
   export VIRTUAL_ENV="$PWD/.venv" PATH="$PWD/.venv/bin:$PATH"

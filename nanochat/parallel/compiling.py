@@ -30,5 +30,6 @@ def compile_model(model: GPT, device: torch.device) -> bool:
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(base_dir() / "compile_cache"))
     for block in model.model.layers:
         block.compile(dynamic=False)
+    say("compiling: the first step takes longer, up to a minute where nothing is cached yet")
     model.lm_head.chunk_loss = torch.compile(model.lm_head.chunk_loss, dynamic=False)
     return True

@@ -42,9 +42,9 @@ class StepLine:
     usd_per_hour: float
     """Price of all GPUs for an hour; 0 where there are none."""
 
-    def text(self, row: Row) -> str:
-        """One line about a step."""
-        left_s = (self.num_iterations - row["step"]) * row["step_s"]
+    def text(self, row: Row, usual_step_s: float) -> str:
+        """One line about a step; what is left is told from the time that steps usually take."""
+        left_s = (self.num_iterations - row["step"]) * usual_step_s
         parts = [
             f"step {row['step']:>{len(str(self.num_iterations))}}/{self.num_iterations}",
             f"loss {row['loss']:.4f}",

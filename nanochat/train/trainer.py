@@ -1,9 +1,11 @@
 """The training loop that every stage shares."""
 
 import resource
+import statistics
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -17,6 +19,8 @@ from nanochat.parallel.ranks import Ranks
 from nanochat.train.checkpoint import Checkpoints, RunState
 from nanochat.train.metrics import Metrics, StepLine
 from nanochat.train.stopping import StopRequest
+
+RECENT_STEPS = 20
 
 Batches = Callable[[int], Iterator[tuple[Tensor, Tensor]]]
 
@@ -66,6 +70,7 @@ class Trainer:
     peak_flops: float | None
     """Of all GPUs together, FLOP/s; None where no peak is known."""
     usd_per_hour: float
+    _recent_step_s: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT_STEPS))
 
     def run(self, state: RunState) -> None:
         """Train from `state` to the end, with evaluations and checkpoints on the way.
@@ -126,7 +131,8 @@ class Trainer:
                 "step_s": step_s,
             }
             self.metrics.log(row)
-            line = StepLine(self.num_iterations, self.usd_per_hour).text(row)
+            self._recent_step_s.append(step_s)
+            line = StepLine(self.num_iterations, self.usd_per_hour).text(row, statistics.median(self._recent_step_s))
             self.metrics.show(line, state.elapsed_s, force=state.step in (1, self.num_iterations))
         return bool(stopping)
 
