@@ -26,8 +26,8 @@ TRAIN_FLAGS=(--depth="$DEPTH" --device_batch_size="$DEVICE_BATCH_SIZE" --total_b
 LOSS_FLAGS=(--device_batch_size="$DEVICE_BATCH_SIZE")
 if [ "$REHEARSE" = true ]; then
   DEPTH=4 DATA=python VOCAB_SIZE=4096 TOKENIZER_SHARDS=3 NUM_SHARDS=3
-  TRAIN_FLAGS=(--depth=4 --max_seq_len=512 --device_batch_size=8 --total_batch_size=4096 --num_iterations=160
-    --matrix_lr=0.04 --warmdown_ratio=0.5 --eval_every=80 --eval_tokens=65536 --sample_every=160 --save_every=40)
+  TRAIN_FLAGS=(--depth=4 --max_seq_len=512 --device_batch_size=8 --total_batch_size=4096 --num_iterations=120
+    --matrix_lr=0.04 --warmdown_ratio=0.5 --eval_every=60 --eval_tokens=65536 --sample_every=120 --save_every=30)
   LOSS_FLAGS=(--device_batch_size=8 --train_tokens=65536)
 fi
 TAG=d$DEPTH

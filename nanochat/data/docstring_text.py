@@ -14,7 +14,6 @@ MAX_FILE_BYTES = 1_000_000
 MIN_DOCSTRING_CHARS = 80
 THIN_SHARE = 0.15
 MIN_LINE_CHARS = 30
-MAX_SEEN_SHARE = 0.15
 TRIPLE_QUOTED = re.compile(r'^[ \t]*[rRuU]?("""|\'\'\')(.*?)\1', re.MULTILINE | re.DOTALL)
 
 
@@ -60,13 +59,13 @@ class Unseen:
         self._lines: set[str] = set()
 
     def take(self, text: str) -> bool:
-        """Whether a text is new: no copy, and lines seen before make up less than three tenths of it. A new one counts as seen."""
+        """Whether a text is new: no copy, and without a line of any length that was seen before. A new one counts as seen."""
         digest = text_hash(text)
         if digest in self._texts:
             return False
         self._texts.add(digest)
         lines = [line for line in map(str.strip, text.splitlines()) if len(line) >= MIN_LINE_CHARS]
-        if sum(len(line) for line in lines if line in self._lines) > MAX_SEEN_SHARE * len(text):
+        if not self._lines.isdisjoint(lines):
             return False
         self._lines.update(lines)
         return True

@@ -27,7 +27,8 @@ def compile_model(model: GPT, device: torch.device) -> bool:
     if missing:
         say(f"compile: off, {missing}; the run goes on without compiling, more slowly")
         return False
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(base_dir() / "compile_cache"))
+    if "torchinductor_" in os.environ.get("TORCHINDUCTOR_CACHE_DIR", "torchinductor_"):  # torch's own default, which torchrun hands on
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(base_dir() / "compile_cache")
     for block in model.model.layers:
         block.compile(dynamic=False)
     say("compiling: the first step takes longer, up to a minute where nothing is cached yet")
