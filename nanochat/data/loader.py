@@ -1,5 +1,6 @@
 """Samples as micro-batches of a rank, read ahead in a thread while the step computes."""
 
+import itertools
 import queue
 import threading
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from torch import Tensor
 from nanochat.data.samples import Samples
 
 READ_AHEAD = 4  # micro-batches
+SAMPLES_AT_ONCE = 64  # small micro-batches are read several at a time: finding places costs nearly as much for one as for many
 
 
 @dataclass(frozen=True)
@@ -32,14 +34,14 @@ class Split:
         """Sequences in a step, over all ranks."""
         return self.world_size * self.micro_batch_size * self.grad_accum_steps
 
-    def numbers(self, first_sample: int, micro_step: int) -> np.ndarray:
-        """Numbers of this rank's samples in a micro-step of the step that begins with `first_sample`."""
-        first = first_sample + (micro_step * self.world_size + self.rank) * self.micro_batch_size
+    def numbers(self, first_sample: int, micro_batch: int) -> np.ndarray:
+        """Numbers of this rank's samples in its micro-batch number `micro_batch`, counted from the step of `first_sample` on."""
+        step, micro_step = divmod(micro_batch, self.grad_accum_steps)
+        first = first_sample + step * self.samples_per_step + (micro_step * self.world_size + self.rank) * self.micro_batch_size
         return np.arange(first, first + self.micro_batch_size)
 
 
-def _batch(samples: Samples, numbers: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
-    rows = torch.from_numpy(samples[numbers])
+def _to_device(rows: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
     if device.type == "cuda":
         rows = rows.pin_memory().to(device, non_blocking=True)
     return rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
@@ -62,14 +64,16 @@ def micro_batches(samples: Samples, split: Split, first_sample: int, device: tor
                 continue
 
     def read() -> None:
-        sample = first_sample
+        together = -(-SAMPLES_AT_ONCE // split.micro_batch_size)
         try:
             if device.type == "cuda":
                 torch.cuda.set_device(device)
-            while not closed.is_set():
-                for micro_step in range(split.grad_accum_steps):
-                    put(_batch(samples, split.numbers(sample, micro_step), device))
-                sample += split.samples_per_step
+            for first in itertools.count(step=together):
+                numbers = [split.numbers(first_sample, micro_batch) for micro_batch in range(first, first + together)]
+                for rows in torch.from_numpy(samples[np.concatenate(numbers)]).split(split.micro_batch_size):
+                    put(_to_device(rows, device))
+                if closed.is_set():
+                    return
         except BaseException as error:
             put(error)
 
