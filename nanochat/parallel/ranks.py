@@ -43,10 +43,6 @@ class Ranks:
             for work in [dist.all_reduce(p.grad, async_op=True) for p in parameters if p.grad is not None]:
                 work.wait()
 
-    def any(self, flag: bool) -> bool:
-        """Whether the flag is set on any rank; every rank gets the same answer."""
-        return bool(self.sum_(torch.tensor(float(flag), device=self.device)).item())
-
     def barrier(self) -> None:
         """Wait for every rank."""
         if self.world_size > 1:

@@ -93,7 +93,7 @@ class Metrics:
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
         if self._wandb is not None:
-            self._wandb.log(dict(row))
+            self._wandb.log(dict(row), step=row["step"])
 
     def show(self, line: str, elapsed_s: float, force: bool = False) -> None:
         """Show a line about a step: in place on a terminal, elsewhere printed every ten seconds."""
