@@ -14,6 +14,10 @@ if [ "$REHEARSE" = false ] && [ "$GPUS" = 0 ] && [ -z "${NPROC_PER_NODE:-}" ]; t
   exit 2
 fi
 
+for name in NPROC_PER_NODE NNODES NODE_RANK; do
+  [[ "${!name:-0}" =~ ^[0-9]+$ ]] || { echo "error: $name=${!name}: must be a whole number" >&2; exit 2; }
+done
+
 source ./setup.sh
 setup base
 SECONDS=0
@@ -21,7 +25,6 @@ SECONDS=0
 DATA=climbmix
 VOCAB_SIZE=65536
 TOKENIZER_SHARDS=8 # 2 billion characters, all that the tokenizer is trained on
-TOKENIZER_FLAGS=()
 TRAIN_FLAGS=(--depth="$DEPTH" --device_batch_size="$DEVICE_BATCH_SIZE" --total_batch_size="$TOTAL_BATCH_SIZE")
 LOSS_FLAGS=(--device_batch_size="$DEVICE_BATCH_SIZE")
 if [ "$REHEARSE" = true ]; then
@@ -39,6 +42,10 @@ if [ -z "${NPROC_PER_NODE:-}" ]; then
   NPROC_PER_NODE=$((GPUS > 0 ? GPUS : 1))
   # The rehearsal's small batch splits over 1, 2, 4 or 8 ranks only.
   while [ "$REHEARSE" = true ] && [ $((8 % NPROC_PER_NODE)) != 0 ]; do NPROC_PER_NODE=$((NPROC_PER_NODE - 1)); done
+fi
+if [ "$REHEARSE" = false ] && [ $((TOTAL_BATCH_SIZE % (2048 * NPROC_PER_NODE * ${NNODES:-1}))) != 0 ]; then
+  echo "error: $TOTAL_BATCH_SIZE tokens a step do not split into sequences of 2,048 over $NPROC_PER_NODE GPUs × ${NNODES:-1} nodes; set NPROC_PER_NODE to a number that divides, such as 4" >&2
+  exit 2
 fi
 if [ "${NNODES:-1}" -gt 1 ]; then
   LAUNCH=(--nnodes="$NNODES" --node_rank="${NODE_RANK:?with NNODES=$NNODES set NODE_RANK: 0 on the first node, 1 on the next, …}"
@@ -61,17 +68,17 @@ stage "text, enough for the tokenizer" python -m scripts.dataset --data "$DATA" 
 DOWNLOAD=
 if [ "$NUM_SHARDS" -gt "$TOKENIZER_SHARDS" ]; then
   stage "the rest of the text, in the background" true
-  python -m scripts.dataset --data "$DATA" --num_shards "$NUM_SHARDS" &
+  TERM=dumb python -m scripts.dataset --data "$DATA" --num_shards "$NUM_SHARDS" &
   DOWNLOAD=$!
   trap 'kill "$DOWNLOAD" 2>/dev/null || true' EXIT
 fi
-stage "tokenizer" python -m scripts.tok_train --data "$DATA" --vocab_size "$VOCAB_SIZE" "${TOKENIZER_FLAGS[@]}"
+stage "tokenizer" python -m scripts.tok_train --data "$DATA" --vocab_size "$VOCAB_SIZE"
 stage "tokenizer, evaluated" python -m scripts.tok_eval --data "$DATA" --tokenizer "$TOKENIZER"
 [ -z "$DOWNLOAD" ] || wait "$DOWNLOAD"
 stage "token shards" python -m scripts.tok_encode --data "$DATA" --tokenizer "$TOKENIZER"
 stage "base training" torchrun "${LAUNCH[@]}" -m scripts.base_train -- \
   --data="$DATA" --tokenizer="$TOKENIZER" "${TRAIN_FLAGS[@]}"
-[ -f "$RUN/base/base_loss.json" ] || stage "bits per byte" torchrun "${LAUNCH[@]}" -m scripts.base_loss -- \
+[ "$RUN/base/base_loss.json" -nt "$RUN/base/model" ] || stage "bits per byte" torchrun "${LAUNCH[@]}" -m scripts.base_loss -- \
   --data="$DATA" --model_tag="$TAG" "${LOSS_FLAGS[@]}"
 stage "a sample" python -m scripts.chat_cli --base --model_tag "$TAG" -p "The function returns" --max_tokens 48
 

@@ -13,4 +13,4 @@ fi
 ruff check .
 ruff format --check .
 mypy
-exec python -m pytest "${ARGUMENTS[@]}" "$@"
+exec python -m pytest ${ARGUMENTS[@]+"${ARGUMENTS[@]}"} "$@"

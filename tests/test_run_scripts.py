@@ -45,6 +45,14 @@ def test_several_nodes_need_their_rank_and_the_first_ones_address(tmp_path: Path
     assert not (tmp_path / "base").exists()
 
 
+@pytest.mark.parametrize(("name", "value"), [("NNODES", "abc"), ("NPROC_PER_NODE", "-1"), ("NPROC_PER_NODE", "7")])
+def test_numbers_that_cannot_be_are_refused_before_anything_is_fetched(name: str, value: str, tmp_path: Path) -> None:
+    finished = run_script(tmp_path, "run3b.sh", **{"NPROC_PER_NODE": "1", name: value})
+    assert finished.returncode == 2
+    assert value in finished.stderr
+    assert not (tmp_path / "base").exists()
+
+
 def test_both_scripts_hold_the_guides_sizes() -> None:
     for script, sizes in (("run3b.sh", (38, 48, 786_432)), ("run7b.sh", (52, 24, 393_216))):
         lines = (ROOT / script).read_text().splitlines()

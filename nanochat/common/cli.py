@@ -32,6 +32,9 @@ def command(settings_class: type[S], function: Callable[[S], None]) -> NoReturn:
         sys.exit(EXIT_STOPPED)
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:  # whoever read our output has enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             fail(f"the disk is full{_at(error)}: make room (what was complete is still there), then give the same command again")

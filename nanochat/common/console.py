@@ -15,14 +15,17 @@ def is_first_rank() -> bool:
 
 
 def is_terminal() -> bool:
-    """Whether output goes to a terminal, where a live line can be redrawn."""
-    return sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+    """Whether output goes to a terminal where a live line can be redrawn; `screen` keeps a log, so not there."""
+    return sys.stdout.isatty() and os.environ.get("TERM") != "dumb" and "STY" not in os.environ
 
 
 def say(message: str) -> None:
-    """Print a line on standard output, from the first rank only."""
+    """Print a line on standard output, from the first rank only; work goes on where nobody reads it any more."""
     if is_first_rank():
-        print(message, flush=True)
+        try:
+            print(message, flush=True)
+        except OSError:  # a closed pipe, or the terminal is gone
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def warn(message: str) -> None:

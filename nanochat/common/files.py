@@ -30,6 +30,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    _remove(aside)  # of a killed process that had the same number
     try:
         yield aside
         for each in [*aside.rglob("*"), aside] if aside.is_dir() else [aside]:
@@ -43,10 +44,21 @@ def atomic_path(path: Path) -> Iterator[Path]:
             aside.replace(path)
         fsync_path(path.parent)
     finally:
-        if aside.is_dir():
-            shutil.rmtree(aside, ignore_errors=True)
-        else:
-            aside.unlink(missing_ok=True)
+        _remove(aside)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Remove what killed processes left half-written in a directory that no other process writes to now."""
+    for pattern in (".*.tmp", ".*.old"):
+        for left in directory.glob(pattern):
+            _remove(left)
 
 
 def write_json(path: Path, value: Any) -> None:

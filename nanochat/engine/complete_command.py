@@ -33,7 +33,7 @@ def complete_command(settings: CompleteSettings) -> None:
     """Print the prompt and its continuation, as it comes. Raises UserError for a wrong request."""
     if not settings.base:
         raise UserError("only base models can be used in this version: add --base")
-    if settings.max_tokens < 1 or settings.temperature < 0 or settings.top_k < 0:
+    if settings.max_tokens < 1 or not 0 <= settings.temperature < float("inf") or settings.top_k < 0:
         raise UserError("--max_tokens must be 1 or more, --temperature and --top_k 0 or more")
     from nanochat.model.find import find_model
 

@@ -27,8 +27,8 @@ class KVCache(Protocol):
 
 
 def rms_norm(x: Tensor, eps: float) -> Tensor:
-    """x over the root of its mean square along the last dimension, without a weight (arXiv 1910.07467)."""
-    return F.rms_norm(x, (x.size(-1),), eps=eps)
+    """x over the root of its mean square along the last dimension, without a weight, in x's dtype (arXiv 1910.07467)."""
+    return F.rms_norm(x, (x.size(-1),), eps=eps).to(x.dtype)  # autocast may have computed it in float32
 
 
 def rotary_table(length: int, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:

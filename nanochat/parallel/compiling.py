@@ -16,6 +16,8 @@ def compiler_missing(device: torch.device) -> str:
     """What torch.compile lacks on this machine, in a phrase; empty when nothing."""
     if device.type == "cpu" and not shutil.which(os.environ.get("CXX", "g++")) and not shutil.which("clang++"):
         return "no C++ compiler found (g++)"
+    if device.type == "cuda" and not any(map(shutil.which, (os.environ.get("CC", "gcc"), "gcc", "cc", "clang"))):
+        return "no C compiler found (gcc)"
     if not (Path(sysconfig.get_paths()["include"]) / "Python.h").is_file():
         return "no Python headers found (python3-dev)"
     return ""

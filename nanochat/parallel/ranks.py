@@ -4,6 +4,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor
 from nanochat.common.errors import UserError
 
 T = TypeVar("T")
+
+PATIENCE = timedelta(hours=2)  # the other ranks wait while the first one checks all shards or writes a large checkpoint
 
 
 @dataclass(frozen=True)
@@ -49,12 +52,12 @@ class Ranks:
             dist.barrier()
 
     def from_first(self, make: Callable[[], T]) -> T:
-        """What `make` returns on the first rank, on every rank; a UserError that it raises is raised on all of them."""
+        """What `make` returns on the first rank, on every rank; a UserError or OSError that it raises is raised on all of them."""
         answer: list[Any] = [None, None]
         if self.is_first:
             try:
                 answer[0] = make()
-            except UserError as error:
+            except (UserError, OSError) as error:
                 answer[1] = error
         if self.world_size > 1:
             dist.broadcast_object_list(answer, src=0)
@@ -72,10 +75,9 @@ def ranks() -> Iterator[Ranks]:
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if torch.cuda.is_available():
-        if local_rank >= torch.cuda.device_count():
-            raise UserError(
-                f"rank {local_rank} of this node has no GPU: {torch.cuda.device_count()} found; lower NPROC_PER_NODE (--nproc_per_node)"
-            )
+        wanted, found = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+        if wanted > found:
+            raise UserError(f"{wanted} ranks on this node, but {found} GPUs: lower NPROC_PER_NODE (--nproc_per_node)")
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
     else:
@@ -83,7 +85,8 @@ def ranks() -> Iterator[Ranks]:
     if world_size == 1:
         yield Ranks(0, 1, device)
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", device_id=device if device.type == "cuda" else None)
+    backend, device_id = ("nccl", device) if device.type == "cuda" else ("gloo", None)
+    dist.init_process_group(backend, device_id=device_id, timeout=PATIENCE)
     try:
         yield Ranks(dist.get_rank(), world_size, device)
     finally:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from nanochat.common.console import say, warn
+from nanochat.common.errors import UserError
 from nanochat.common.paths import tokenizer_dir, tokens_dir
 from nanochat.data.defaults import resolve_data, resolve_tokenizer
 from nanochat.data.loader import Split, micro_batches
@@ -27,7 +28,7 @@ from nanochat.plan import batch, sizes
 from nanochat.plan.hardware import Gpu, gpu_named
 from nanochat.tokenizer.tokenizer import Tokenizer
 from nanochat.train.card import model_card
-from nanochat.train.checkpoint import Checkpoints
+from nanochat.train.checkpoint import Checkpoints, RunState
 from nanochat.train.metrics import Metrics
 from nanochat.train.run_directory import StageDirectory
 from nanochat.train.settings import BaseTrainSettings
@@ -92,6 +93,7 @@ def _train(settings: BaseTrainSettings, stage: StageDirectory, r: Ranks) -> None
     optimizers = Optimizers(model, s, torch.bfloat16 if r.device.type == "cuda" and dtype != torch.float32 else torch.float32)
     checkpoints = Checkpoints(stage.checkpoints)
     state = checkpoints.load(model, optimizers)
+    _check_start(state, num_iterations, stage, r)
     apply_precision(model, model.model.embed_tokens, dtype)
     compiled = s.compile and compile_model(model, r.device)
 
@@ -102,8 +104,7 @@ def _train(settings: BaseTrainSettings, stage: StageDirectory, r: Ranks) -> None
     token_bytes = tokenizer.token_bytes()
 
     def val_bpb() -> dict[str, float]:
-        state.extra["val_bpb"] = bits_per_byte(model, val_samples, val_rows, token_bytes, micro_batch_size, r)
-        return {"val_bpb": state.extra["val_bpb"]}
+        return {"val_bpb": bits_per_byte(model, val_samples, val_rows, token_bytes, micro_batch_size, r)}
 
     def samples() -> dict[str, float]:
         if r.is_first:
@@ -136,6 +137,20 @@ def _train(settings: BaseTrainSettings, stage: StageDirectory, r: Ranks) -> None
         card = model_card(s.tag, s.depth, index.data, state, s.max_seq_len, tokenizer.vocab_size)
         save_model(stage.model, model, tokenizer, dtype, card)
         say(f"done: {stage.model}")
+
+
+def _check_start(state: RunState, num_iterations: int, stage: StageDirectory, r: Ranks) -> None:
+    """Raises UserError where the ranks would start from different states, or behind the end of the run."""
+    first_step = r.from_first(lambda: state.step)
+    if r.sum_(torch.tensor(float(state.step != first_step), device=r.device)).item():
+        raise UserError(
+            f"the nodes see different checkpoints in {stage.checkpoints}: NANOCHAT_BASE_DIR must be on a disk that all of them share"
+        )
+    if state.step > num_iterations:
+        raise UserError(
+            f"{stage.path} is at step {state.step} already, beyond the {num_iterations} asked for: "
+            "ask for more, or choose another --model_tag"
+        )
 
 
 def _usd_per_hour(s: BaseTrainSettings, gpu: Gpu | None, r: Ranks) -> float:

@@ -5,9 +5,10 @@ import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from nanochat.common.console import warn
 from nanochat.common.errors import UserError
 from nanochat.common.files import atomic_path, read_json, save_safetensors, write_json
 from nanochat.model.gpt import GPT
@@ -63,28 +64,38 @@ class Checkpoints:
         return path
 
     def load(self, model: GPT, optimizers: Optimizers) -> RunState:
-        """Bring model and optimizers to the newest checkpoint; where there is none, leave them and return a new state.
+        """Bring model and optimizers to the newest checkpoint that can be read; where there is none, return a new state.
 
-        Raises UserError when its tensors are not those of this model.
+        Raises UserError when its tensors are not those of this model, or when all that are there are damaged.
         """
-        if not (found := self.all()):
-            return RunState()
-        path = found[-1]
-        parameters = dict(model.named_parameters())
-        owners = {p: o for o in optimizers.all for group in o.param_groups for p in group["params"]}
-        with safe_open(path / "state.safetensors", framework="pt") as file:
-            names = set(file.keys())
-            missing = {f"model.{name}" for name in parameters} - names
-            if missing:
-                raise UserError(f"{path} has no tensor {min(missing)}: it is another model's checkpoint; choose another --model_tag")
-            for full_name in names:
-                kind, rest = full_name.split(".", 1)
-                key, name = ("", rest) if kind == "model" else rest.split(".", 1)
-                value, parameter = file.get_tensor(full_name), parameters.get(name)
-                if parameter is None or (value.dim() and value.shape != parameter.shape):
-                    raise UserError(f"{path}: {name} of shape {tuple(value.shape)} is not this model's; choose another --model_tag")
-                if kind == "model":
-                    parameter.data.copy_(value)
-                else:
-                    owners[parameter].state[parameter][key] = value.to(parameter.device)
-        return RunState(**read_json(path / "state.json"))
+        found = self.all()
+        for path in reversed(found):
+            try:
+                return _load(path, model, optimizers)
+            except (OSError, ValueError, TypeError, SafetensorError) as error:
+                warn(f"{path} is damaged ({error}); the checkpoint before it is tried")
+        if found:
+            raise UserError(f"every checkpoint in {self.directory} is damaged: remove that directory to begin anew")
+        return RunState()
+
+
+def _load(path: Path, model: GPT, optimizers: Optimizers) -> RunState:
+    state = RunState(**read_json(path / "state.json"))
+    parameters = dict(model.named_parameters())
+    owners = {p: o for o in optimizers.all for group in o.param_groups for p in group["params"]}
+    with safe_open(path / "state.safetensors", framework="pt") as file:
+        names = set(file.keys())
+        missing = {f"model.{name}" for name in parameters} - names
+        if missing:
+            raise UserError(f"{path} has no tensor {min(missing)}: it is another model's checkpoint; choose another --model_tag")
+        for full_name in names:
+            kind, rest = full_name.split(".", 1)
+            key, name = ("", rest) if kind == "model" else rest.split(".", 1)
+            value, parameter = file.get_tensor(full_name), parameters.get(name)
+            if parameter is None or (value.dim() and value.shape != parameter.shape):
+                raise UserError(f"{path}: {name} of shape {tuple(value.shape)} is not this model's; choose another --model_tag")
+            if kind == "model":
+                parameter.data.copy_(value)
+            else:
+                owners[parameter].state[parameter][key] = value.to(parameter.device)
+    return state

@@ -1,7 +1,9 @@
 """What a run reports as it goes: metrics.jsonl, the live line, and wandb when asked."""
 
+import contextlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +16,14 @@ Row = Mapping[str, Any]
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl; a last line cut off by a kill is left out."""
+    """The rows of a metrics.jsonl; a line that is none, such as the last one of a killed process, is left out."""
     rows = []
     if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(json.JSONDecodeError):
+                row = json.loads(line)
+                if isinstance(row, dict) and isinstance(row.get("step"), int):
+                    rows.append(row)
     return rows
 
 
@@ -82,7 +84,7 @@ class Metrics:
             import wandb
 
             os.environ.setdefault("WANDB_SILENT", "true")
-            run_id = f"{directory.parent.name}-{directory.name}-{name}".replace("/", "-")
+            run_id = re.sub(r"[^\w.-]", "-", f"{directory.parent.name}-{directory.name}-{name}")
             return wandb.init(project="nanochat", name=name, id=run_id, resume="allow", dir=str(directory), config=config)
         except Exception as error:  # whatever the logging service does, training goes on
             warn(f"wandb could not be started ({error}); the run goes on, metrics.jsonl has everything")

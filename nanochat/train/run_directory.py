@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat.common.errors import UserError
-from nanochat.common.files import read_json, write_json
+from nanochat.common.files import read_json, remove_leftovers, write_json
 from nanochat.common.paths import run_dir
 
 
@@ -40,9 +40,14 @@ class StageDirectory:
         """Hold the directory for this process. Raises UserError when another run has it."""
         from filelock import FileLock, Timeout
 
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise UserError(f"{self.path} cannot be made, a file stands in its place: move it, or choose another --model_tag") from None
         try:
             with FileLock(self.path / ".lock", timeout=0):
+                remove_leftovers(self.path)
+                remove_leftovers(self.checkpoints)
                 yield
         except Timeout:
             raise UserError(f"another process is training in {self.path}: wait for it, or choose another --model_tag") from None
@@ -54,18 +59,25 @@ class StageDirectory:
         """
         path = self.path / "config.json"
         if path.is_file() and (self.model.exists() or self.checkpoints.exists()):
-            before = read_json(path)["identity"]
+            try:
+                before = dict(read_json(path)["identity"])
+            except (ValueError, KeyError, TypeError):
+                raise UserError(f"{path} is damaged: choose another --model_tag, or remove {self.path}") from None
             for key, value in identity.items():
                 if before.get(key) != value:
                     raise UserError(
                         f"{self.path} belongs to a run with {key} {before.get(key)}, this one asks for {value}: "
                         "choose another --model_tag, or remove that directory"
                     )
-        write_json(path, {"identity": identity, "settings": settings})
+        if not self.model.exists():
+            write_json(path, {"identity": identity, "settings": settings})
 
     def frozen(self, name: str, value: dict[str, Any]) -> dict[str, Any]:
         """The value kept under that name since the run began; now, when it begins."""
         path = self.path / name
         if not (path.is_file() and self.checkpoints.exists()):
             write_json(path, value)
-        return read_json(path)
+        try:
+            return dict(read_json(path))
+        except (ValueError, TypeError):
+            raise UserError(f"{path} is damaged: choose another --model_tag, or remove {self.path}") from None

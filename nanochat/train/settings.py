@@ -66,8 +66,8 @@ class TrainSettings(OptimizerSettings):
             raise UserError(
                 f"--warmup_ratio={self.warmup_ratio} and --warmdown_ratio={self.warmdown_ratio} are more than the whole run together"
             )
-        if "/" in self.model_tag or self.model_tag.startswith("."):
-            raise UserError(f"--model_tag={self.model_tag}: a name without '/' that does not begin with '.'")
+        if "/" in self.model_tag or self.model_tag.startswith(".") or len(self.model_tag.encode()) > 200:
+            raise UserError(f"--model_tag={self.model_tag}: a name of at most 200 bytes without '/' that does not begin with '.'")
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,8 @@ class BaseTrainSettings(TrainSettings):
         sizes.check_depth(self.depth)
         if self.max_seq_len < 1:
             raise UserError(f"--max_seq_len={self.max_seq_len}: must be 1 or more")
+        if self.num_iterations < 1 and self.num_iterations != OFF:
+            raise UserError(f"--num_iterations={self.num_iterations}: must be 1 or more, or -1 to follow from the other two")
         if self.core_metric_every != OFF:
             raise UserError(f"--core_metric_every={self.core_metric_every}: the CORE metric is not part of this version; leave it at -1")
         batch.micro_batches(self.total_batch_size, self.max_seq_len, int(os.environ.get("WORLD_SIZE", "1")), self.device_batch_size)

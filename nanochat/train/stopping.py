@@ -3,13 +3,15 @@
 import signal
 from types import FrameType
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
 
 class StopRequest:
-    """Whether SIGTERM or SIGINT has come."""
+    """Whether SIGTERM, SIGINT or SIGHUP (the terminal is gone) has come."""
 
     def __init__(self) -> None:
         self.signal_name = ""
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in SIGNALS:
             signal.signal(number, self._ask)
 
     @property
@@ -19,5 +21,5 @@ class StopRequest:
 
     def _ask(self, number: int, _frame: FrameType | None) -> None:
         self.signal_name = signal.Signals(number).name
-        for each in (signal.SIGTERM, signal.SIGINT):
+        for each in SIGNALS:
             signal.signal(each, signal.SIG_DFL)

@@ -1,7 +1,9 @@
 """The training loop that every stage shares."""
 
+import math
 import resource
 import statistics
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -11,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nanochat.common.console import say
-from nanochat.common.errors import Stopped
+from nanochat.common.errors import Stopped, UserError
 from nanochat.data.loader import Split
 from nanochat.model.gpt import GPT
 from nanochat.optim.build import Optimizers
@@ -45,7 +47,8 @@ def peak_memory_gib(device: torch.device) -> float:
     """Most memory this process has held: allocated on the GPU, or resident on a CPU; GiB."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 @dataclass
@@ -70,6 +73,7 @@ class Trainer:
     peak_flops: float | None
     """Of all GPUs together, FLOP/s; None where no peak is known."""
     usd_per_hour: float
+    _began: float = 0.0
     _recent_step_s: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT_STEPS))
 
     def run(self, state: RunState) -> None:
@@ -78,6 +82,7 @@ class Trainer:
         Raises Stopped after saving when a signal asked for it.
         """
         stop = StopRequest()
+        self._began = time.perf_counter() - state.elapsed_s
         self._evaluate(state, only_missing=True)
         batches = self.batches(state.samples)
         try:
@@ -108,15 +113,22 @@ class Trainer:
         parameters = list(self.model.parameters())
         self.ranks.sum_gradients(parameters)
         grad_norm = torch.nn.utils.clip_grad_norm_(parameters, self.grad_clip or float("inf"))
-        lr_scale = self.optimizers.step(state.step, self.num_iterations)
-        self.model.zero_grad(set_to_none=True)
         agreed = self.ranks.sum_(torch.stack((loss, torch.tensor(float(stop.asked), device=loss.device))))
         loss_value, stopping = agreed.tolist()
+        if not (math.isfinite(loss_value) and math.isfinite(float(grad_norm))):
+            raise UserError(
+                f"step {state.step + 1}: the loss is {loss_value}, the norm of its gradient {float(grad_norm)}; nothing was updated, and "
+                f"the last checkpoint stands in {self.checkpoints.directory}: lower the learning rates, then give the command again"
+            )
+        lr_scale = self.optimizers.step(state.step, self.num_iterations)
+        self.model.zero_grad(set_to_none=True)
+        if self.ranks.device.type == "cuda":
+            torch.cuda.synchronize()
 
         step_s = time.perf_counter() - started
         state.step += 1
         state.samples += self.split.samples_per_step
-        state.elapsed_s += step_s
+        state.elapsed_s = time.perf_counter() - self._began
         if self.metrics:
             row = {
                 "step": state.step,
@@ -141,19 +153,22 @@ class Trainer:
         for evaluation in self.evaluations:
             if not evaluation.due(state.step, self.num_iterations) or (only_missing and state.step == 0):
                 continue
-            if only_missing and self.ranks.from_first(lambda name=evaluation.name: self._recorded(name, state.step)):  # type: ignore[misc]
+            if only_missing and self.ranks.from_first(lambda name=evaluation.name: self._recorded(name, state)):  # type: ignore[misc]
                 continue
             figures = evaluation.run()
+            state.extra |= figures
             if self.metrics and figures:
                 self.metrics.log({"step": state.step, "elapsed_s": state.elapsed_s, **figures})
                 say(f"step {state.step}: " + ", ".join(f"{name} {value:.4f}" for name, value in figures.items()))
 
-    def _recorded(self, name: str, step: int) -> bool:
+    def _recorded(self, name: str, state: RunState) -> bool:
+        """Whether the stopped process had measured `name` after this very step; its figure is taken over."""
         assert self.metrics
-        return any(row["step"] == step and name in row for row in self.metrics.rows)
+        figures = [row[name] for row in self.metrics.rows if row["step"] == state.step and name in row]
+        if figures:
+            state.extra[name] = figures[-1]
+        return bool(figures)
 
     def _save(self, state: RunState) -> None:
-        if self.ranks.is_first:
-            path = self.checkpoints.save(state, self.model, self.optimizers)
-            say(f"step {state.step}: saved {path}")
-        self.ranks.barrier()
+        path = self.ranks.from_first(lambda: self.checkpoints.save(state, self.model, self.optimizers))
+        say(f"step {state.step}: saved {path}")

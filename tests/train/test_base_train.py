@@ -75,6 +75,9 @@ def test_a_finished_run_is_left_alone(world: World, unbroken: dict[int, float]) 
     assert again.returncode == 0
     assert "already done" in again.stdout
     assert weights.stat().st_mtime_ns == before
+    kept = json.loads((world.base / "runs/unbroken/base/config.json").read_text())["settings"]
+    world.run("scripts.base_train", *FLAGS, "--num_iterations=99", "--model_tag=unbroken")
+    assert json.loads((world.base / "runs/unbroken/base/config.json").read_text())["settings"] == kept
 
 
 @pytest.mark.parametrize("nproc", [2, 3])
@@ -193,6 +196,7 @@ def test_no_control_characters_where_output_is_no_terminal(world: World) -> None
         (["--depth=abc"], ["abc"]),
         (["--total_batch_size=1000"], ["960 and 1024"]),
         (["--max_seq_len=500000", "--total_batch_size=500000"], ["or less"]),
+        (["--num_iterations=0"], ["--num_iterations=0"]),
         (["--eval_every=0"], ["--eval_every=0"]),
         (["--matrix_lr=nan"], ["--matrix_lr"]),
         (["--precision=fp16"], ["fp16"]),
@@ -213,6 +217,41 @@ def test_another_depth_under_the_same_tag_is_refused_and_nothing_lost(world: Wor
     flags = [flag for flag in FLAGS if not flag.startswith("--depth")]
     wrong_request(world.run("scripts.base_train", *flags, "--depth=4", "--model_tag=unbroken"), "depth 2", "asks for 4", "--model_tag")
     assert world.losses("unbroken") == unbroken
+
+
+def test_a_diverged_run_stops_and_publishes_nothing(world: World) -> None:
+    finished = world.run(
+        "scripts.base_train", *TINY, "--num_iterations=8", "--matrix_lr=1e30", "--embedding_lr=1e38", "--save_every=1", "--model_tag=nan"
+    )
+    wrong_request(finished, "nan", "learning rates")
+    assert not (world.base / "runs/nan/base/model").exists()
+    assert all(math.isfinite(loss) for loss in world.losses("nan").values())
+
+
+def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(world: World, unbroken: dict[int, float]) -> None:
+    directory = world.base / "runs/damaged/base"
+    shutil.copytree(world.base / "runs/unbroken/base", directory)
+    shutil.rmtree(directory / "model")
+    newest = directory / "checkpoints/step_00000024/state.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-100])
+    (directory / "checkpoints/.step_00000030.1.tmp").mkdir()
+    finished = world.run("scripts.base_train", *FLAGS, "--model_tag=damaged")
+    assert finished.returncode == 0, finished.stderr
+    assert "step_00000024 is damaged" in finished.stderr
+    assert "going on after step 18" in finished.stdout
+    assert world.losses("damaged") == unbroken
+    assert [path.name for path in (directory / "checkpoints").iterdir() if path.name.startswith(".")] == []
+    model = (directory / "model/model.safetensors").read_bytes()
+    assert model == (world.base / "runs/unbroken/base/model/model.safetensors").read_bytes()
+
+
+def test_a_run_beyond_the_steps_asked_for_is_not_called_finished(world: World, unbroken: dict[int, float]) -> None:
+    directory = world.base / "runs/beyond/base"
+    shutil.copytree(world.base / "runs/unbroken/base", directory)
+    shutil.rmtree(directory / "model")
+    flags = [flag for flag in FLAGS if not flag.startswith("--num_iterations")]
+    wrong_request(world.run("scripts.base_train", *flags, "--num_iterations=5", "--model_tag=beyond"), "step 24", "5 asked for")
+    assert not (directory / "model").exists()
 
 
 def test_two_runs_on_the_same_tag_at_once(world: World) -> None:
