@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 
 from nanochat.common.console import say
-from nanochat.common.paths import base_dir
 from nanochat.model.gpt import GPT
 
 
@@ -29,8 +28,6 @@ def compile_model(model: GPT, device: torch.device) -> bool:
     if missing:
         say(f"compile: off, {missing}; the run goes on without compiling, more slowly")
         return False
-    if "torchinductor_" in os.environ.get("TORCHINDUCTOR_CACHE_DIR", "torchinductor_"):  # torch's own default, which torchrun hands on
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(base_dir() / "compile_cache")
     for block in model.model.layers:
         block.compile(dynamic=False)
     say("compiling: the first step takes longer, up to a minute where nothing is cached yet")

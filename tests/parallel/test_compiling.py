@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 
 
 def test_compiled_losses_and_gradients_are_those_of_the_plain_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path))
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path / "base dir"))
     generator = torch.Generator().manual_seed(0)
     ids, targets = torch.randint(0, 300, (2, 2, 32), generator=generator)
     results = []
