@@ -1,28 +1,37 @@
 # Sourced by run3b.sh and run7b.sh, which set the sizes: the stages in order. What is done is skipped, what was cut off goes on.
 
 REHEARSE=false
+PLAN=false
+PLAN_FLAGS=()
 for argument in "$@"; do
-  case $argument in
-    --rehearse) REHEARSE=true ;;
-    *) echo "error: $argument: the only flag is --rehearse; sizes are set at the top of ${0##*/}" >&2; exit 2 ;;
+  case $PLAN$argument in
+    false--rehearse) REHEARSE=true ;;
+    false--plan) PLAN=true ;;
+    true*) PLAN_FLAGS+=("$argument") ;;
+    *) echo "error: $argument: the flags are --rehearse and --plan (what follows it goes to scripts.plan); sizes are set at the top of ${0##*/}" >&2; exit 2 ;;
   esac
 done
 
 GPUS=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU') || GPUS=0
-if [ "$REHEARSE" = false ] && [ "$GPUS" = 0 ] && [ -z "${NPROC_PER_NODE:-}" ]; then
+if [ "$REHEARSE$PLAN" = falsefalse ] && [ "$GPUS" = 0 ] && [ -z "${NPROC_PER_NODE:-}" ]; then
   echo "error: this machine has no NVIDIA GPU, and a model of depth $DEPTH needs eight; to see the whole pipeline in miniature: bash ${0##*/} --rehearse" >&2
   exit 2
 fi
 
-for name in NPROC_PER_NODE NNODES NODE_RANK; do
+for name in NPROC_PER_NODE NNODES NODE_RANK NUM_SHARDS; do
   [[ "${!name:-0}" =~ ^[0-9]+$ ]] || { echo "error: $name=${!name}: must be a whole number" >&2; exit 2; }
 done
 
+DATA=climbmix
 source ./setup.sh
+if [ "$PLAN" = true ]; then
+  setup base >&2
+  exec python -m scripts.plan --depth="$DEPTH" --device_batch_size="$DEVICE_BATCH_SIZE" --total_batch_size="$TOTAL_BATCH_SIZE" \
+    --nodes="${NNODES:-1}" ${NPROC_PER_NODE:+--nproc_per_node="$NPROC_PER_NODE"} --data="$DATA" ${PLAN_FLAGS[@]+"${PLAN_FLAGS[@]}"}
+fi
 setup base
 SECONDS=0
 
-DATA=climbmix
 VOCAB_SIZE=65536
 TOKENIZER_SHARDS=8 # 2 billion characters, all that the tokenizer is trained on
 TRAIN_FLAGS=(--depth="$DEPTH" --device_batch_size="$DEVICE_BATCH_SIZE" --total_batch_size="$TOTAL_BATCH_SIZE")
@@ -55,6 +64,13 @@ else
 fi
 LAUNCH+=(--nproc_per_node="$NPROC_PER_NODE")
 
+if [ "$REHEARSE" = false ]; then
+  # One line and the end, before anything is fetched, where the GPUs or the disk are too small.
+  NEEDED_SHARDS=$(python -m scripts.plan "${TRAIN_FLAGS[@]}" --nodes="${NNODES:-1}" --nproc_per_node="$NPROC_PER_NODE" --data="$DATA" \
+    --check --field=text_shards)
+  NUM_SHARDS=${NUM_SHARDS:-$NEEDED_SHARDS}
+fi
+
 # Show a stage's command, then run it.
 stage() {
   echo
@@ -76,8 +92,12 @@ stage "tokenizer" python -m scripts.tok_train --data "$DATA" --vocab_size "$VOCA
 stage "tokenizer, evaluated" python -m scripts.tok_eval --data "$DATA" --tokenizer "$TOKENIZER"
 [ -z "$DOWNLOAD" ] || wait "$DOWNLOAD"
 stage "token shards" python -m scripts.tok_encode --data "$DATA" --tokenizer "$TOKENIZER"
-stage "base training" torchrun "${LAUNCH[@]}" -m scripts.base_train -- \
-  --data="$DATA" --tokenizer="$TOKENIZER" "${TRAIN_FLAGS[@]}"
+# A rank that runs out of memory stops all of them, halves the micro-batch, and leaves a message for whoever starts them again.
+until stage "base training" torchrun "${LAUNCH[@]}" -m scripts.base_train -- \
+  --data="$DATA" --tokenizer="$TOKENIZER" "${TRAIN_FLAGS[@]}"; do
+  [ -s "$RUN/base/again" ] || exit 1
+  echo "starting again from the last checkpoint: $(cat "$RUN/base/again")"
+done
 [ "$RUN/base/base_loss.json" -nt "$RUN/base/model" ] || stage "bits per byte" torchrun "${LAUNCH[@]}" -m scripts.base_loss -- \
   --data="$DATA" --model_tag="$TAG" "${LOSS_FLAGS[@]}"
 stage "a sample" python -m scripts.chat_cli --base --model_tag "$TAG" -p "The function returns" --max_tokens 48

@@ -1,4 +1,4 @@
-"""Time the training step beside a straightforward eager loop: `python -m scripts.bench_train`."""
+"""Measure the training step: `python -m scripts.bench_train --depth=38 --world_size=8 --simulate` on one GPU."""
 
 from nanochat.common.cli import command
 from nanochat.train.bench_settings import BenchTrainSettings

@@ -49,6 +49,6 @@ assert not loaded, loaded
 
 
 def test_the_plan_imports_nothing_heavy() -> None:
-    program = "import sys, nanochat.plan, nanochat.plan.sizes, nanochat.plan.batch, nanochat.plan.hardware\n"
+    program = "import sys, nanochat.plan, nanochat.plan.sizes, nanochat.plan.batch, nanochat.plan.command\n"
     program += "sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0

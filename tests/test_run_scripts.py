@@ -1,5 +1,6 @@
 """The run scripts before they begin: what they refuse, at once and in one sentence."""
 
+import json
 import os
 import subprocess
 import sys
@@ -10,11 +11,21 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-def run_script(tmp_path: Path, script: str, *args: str, **more: str) -> subprocess.CompletedProcess[str]:
-    """Run a script on a machine whose driver finds no GPU, with the tests' own Python as the active environment."""
-    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 'No devices were found'\nexit 6\n")
+NO_GPU = "#!/bin/sh\necho 'No devices were found'\nexit 6\n"
+
+
+def eight(name: str, mib: int) -> str:
+    """A driver's tool on a node of eight GPUs of a kind."""
+    listed = "\n".join(f"GPU {i}: {name} (UUID: GPU-{i})" for i in range(8))
+    asked = "\n".join([f"{name}, {mib}"] * 8)
+    return f"#!/bin/sh\ncase $1 in -L) echo '{listed}' ;; *) echo '{asked}' ;; esac\n"
+
+
+def run_script(tmp_path: Path, script: str, *args: str, nvidia_smi: str = NO_GPU, **more: str) -> subprocess.CompletedProcess[str]:
+    """Run a script on a machine with the GPUs that its driver tells of, with the tests' own Python as the active environment."""
+    (tmp_path / "nvidia-smi").write_text(nvidia_smi)
     (tmp_path / "nvidia-smi").chmod(0o755)
-    kept = {k: v for k, v in os.environ.items() if k not in ("NPROC_PER_NODE", "NNODES", "NODE_RANK", "MASTER_ADDR")}
+    kept = {k: v for k, v in os.environ.items() if k not in ("NPROC_PER_NODE", "NNODES", "NODE_RANK", "MASTER_ADDR", "NUM_SHARDS")}
     path = f"{tmp_path}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**kept, "PATH": path, "VIRTUAL_ENV": sys.prefix, "NANOCHAT_BASE_DIR": str(tmp_path / "base"), **more}
     return subprocess.run(["bash", str(ROOT / script), *args], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
@@ -45,7 +56,7 @@ def test_several_nodes_need_their_rank_and_the_first_ones_address(tmp_path: Path
     assert not (tmp_path / "base").exists()
 
 
-@pytest.mark.parametrize(("name", "value"), [("NNODES", "abc"), ("NPROC_PER_NODE", "-1"), ("NPROC_PER_NODE", "7")])
+@pytest.mark.parametrize(("name", "value"), [("NNODES", "abc"), ("NPROC_PER_NODE", "-1"), ("NPROC_PER_NODE", "7"), ("NUM_SHARDS", "many")])
 def test_numbers_that_cannot_be_are_refused_before_anything_is_fetched(name: str, value: str, tmp_path: Path) -> None:
     finished = run_script(tmp_path, "run3b.sh", **{"NPROC_PER_NODE": "1", name: value})
     assert finished.returncode == 2
@@ -58,3 +69,72 @@ def test_both_scripts_hold_the_guides_sizes() -> None:
         lines = (ROOT / script).read_text().splitlines()
         names = ("DEPTH", "DEVICE_BATCH_SIZE", "TOTAL_BATCH_SIZE")
         assert [f"{name}={size}" for name, size in zip(names, sizes, strict=True)] == [line for line in lines if line.startswith(names)]
+
+
+def test_the_plan_is_for_the_node_that_is_named(tmp_path: Path) -> None:
+    finished = run_script(tmp_path, "run3b.sh", "--plan", "--gpus", "8xA100-80GB", "--json")
+    assert finished.returncode == 0, finished.stderr
+    plan = json.loads(finished.stdout)
+    assert (plan["depth"], plan["device_batch_size"], plan["total_batch_size"], plan["gpu"]) == (38, 48, 786_432, "A100-80GB")
+    assert plan["estimated"]
+    assert not (tmp_path / "base").exists()
+
+
+def test_the_plan_is_for_this_machine_where_none_is_named(tmp_path: Path) -> None:
+    finished = run_script(tmp_path, "run7b.sh", "--plan", "--json", nvidia_smi=eight("NVIDIA H200", 143_771))
+    plan = json.loads(finished.stdout)
+    assert (plan["depth"], plan["gpu"], plan["world_size"]) == (52, "H200", 8)
+    without = run_script(tmp_path, "run7b.sh", "--plan")
+    assert without.returncode == 0
+    assert "planned for 8xH100-80GB" in without.stdout
+
+
+def test_the_plans_own_flags_are_checked_by_the_planner(tmp_path: Path) -> None:
+    finished = run_script(tmp_path, "run3b.sh", "--plan", "--gpus", "8xV100")
+    assert finished.returncode == 2
+    assert "H100-80GB" in finished.stderr.splitlines()[-1]
+
+
+def with_free_disk(tmp_path: Path, gb: int) -> dict[str, str]:
+    """An environment in which Python finds so much room on every disk."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import collections, shutil\n"
+        f"shutil.disk_usage = lambda path: collections.namedtuple('usage', 'total used free')(10**15, 0, {gb} * 10**9)\n"
+    )
+    return {"PYTHONPATH": str(tmp_path)}
+
+
+def test_a_disk_that_is_too_small_is_refused_before_anything_is_fetched(tmp_path: Path) -> None:
+    finished = run_script(tmp_path, "run3b.sh", nvidia_smi=eight("NVIDIA H100 80GB HBM3", 81_559), **with_free_disk(tmp_path, 100))
+    assert finished.returncode == 2
+    assert finished.stderr.count("\n") == 1
+    assert "100.0 GB free, and this run needs 180" in finished.stderr
+    assert not list((tmp_path / "base").rglob("*"))
+    assert "== " not in finished.stdout
+
+
+def test_a_model_that_does_not_fit_is_refused_before_anything_is_fetched(tmp_path: Path) -> None:
+    small = eight("NVIDIA GeForce RTX 3060", 12_288)
+    finished = run_script(tmp_path, "run7b.sh", nvidia_smi=small, **with_free_disk(tmp_path, 10_000))
+    assert finished.returncode == 2
+    assert finished.stderr.count("\n") == 1
+    assert "depth 52 on 8 × NVIDIA GeForce RTX 3060 needs at least" in finished.stderr
+    assert "--depth=" in finished.stderr
+    assert "== " not in finished.stdout
+
+
+@pytest.mark.parametrize(("own", "asked_for"), [({}, "478"), ({"NUM_SHARDS": "20"}, "20")])
+def test_the_planner_says_how_many_shards_to_fetch(own: dict[str, str], asked_for: str, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for name in ("nanochat", "scripts", "setup.sh", "pyproject.toml", "constraints.txt"):
+        (copy / name).symlink_to(ROOT / name)
+    (copy / "run3b.sh").write_text((ROOT / "run3b.sh").read_text())
+    # It ends where the first stage would begin.
+    stages = "# Show a stage's command, then run it."
+    whole = (ROOT / "pipeline.sh").read_text()
+    assert stages in whole
+    (copy / "pipeline.sh").write_text(whole.replace(stages, 'echo "shards: $NUM_SHARDS"; exit 0'))
+    node = eight("NVIDIA H100 80GB HBM3", 81_559)
+    finished = run_script(tmp_path, str(copy / "run3b.sh"), nvidia_smi=node, **own, **with_free_disk(tmp_path, 10_000))
+    assert f"shards: {asked_for}\n" in finished.stdout, finished.stderr

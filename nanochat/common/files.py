@@ -1,16 +1,16 @@
 """Files that are complete or absent: written aside, flushed to disk, then renamed."""
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-DISK_FULL = "os error 28"
+OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how safetensors, which is Rust, spells an errno
 
 
 def fsync_path(path: Path) -> None:
@@ -30,24 +30,38 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    _remove(aside)  # of a killed process that had the same number
+    remove(aside)  # of a killed process that had the same number
     try:
         yield aside
-        for each in [*aside.rglob("*"), aside] if aside.is_dir() else [aside]:
-            fsync_path(each)
-        if aside.is_dir() and path.exists():
-            old = path.with_name(f".{path.name}.{os.getpid()}.old")
-            path.rename(old)
-            aside.rename(path)
-            shutil.rmtree(old)
-        else:
-            aside.replace(path)
-        fsync_path(path.parent)
+        publish(aside, path)
     finally:
-        _remove(aside)
+        remove(aside)
 
 
-def _remove(path: Path) -> None:
+def publish(aside: Path, path: Path) -> None:
+    """Flush the file or directory `aside` to disk and give it the name `path` beside it; a directory that stands there is replaced."""
+    for each in [*aside.rglob("*"), aside] if aside.is_dir() else [aside]:
+        fsync_path(each)
+    if aside.is_dir() and path.exists():
+        old = _out_of_the_way(path)
+        aside.rename(path)
+        remove(old)
+    else:
+        aside.replace(path)
+    fsync_path(path.parent)
+
+
+def discard(path: Path) -> None:
+    """Remove a directory that others take for complete as long as it has its name: the name goes first."""
+    remove(_out_of_the_way(path))
+
+
+def _out_of_the_way(path: Path) -> Path:
+    return path.rename(path.with_name(f".{path.name}.{os.getpid()}.old"))
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a directory, if it is there."""
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -58,7 +72,7 @@ def remove_leftovers(directory: Path) -> None:
     """Remove what killed processes left half-written in a directory that no other process writes to now."""
     for pattern in (".*.tmp", ".*.old"):
         for left in directory.glob(pattern):
-            _remove(left)
+            remove(left)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -79,13 +93,14 @@ def sha256_file(path: Path) -> str:
 
 
 def save_safetensors(path: Path, tensors: dict[str, Any], metadata: dict[str, str] | None = None) -> None:
-    """Write tensors, on CPU and contiguous, as a safetensors file. Raises OSError with its errno when the disk is full."""
+    """Write tensors, on CPU and contiguous, as a safetensors file. Raises OSError with its errno when the disk refuses it."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     try:
         save_file(tensors, path, metadata=metadata)
     except SafetensorError as error:
-        if DISK_FULL in str(error):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        if found := OS_ERROR.search(str(error)):
+            number = int(found[1])
+            raise OSError(number, os.strerror(number), str(path)) from error
         raise

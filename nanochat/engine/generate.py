@@ -1,6 +1,6 @@
 """Completing text: one prompt, one token at a time, over a key-value cache."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -11,11 +11,11 @@ from nanochat.tokenizer.tokenizer import Tokenizer
 
 
 class StaticKVCache:
-    """Keys and values of every layer, in one allocation for the whole length."""
+    """Keys and values of every layer, in one allocation for the whole length, of the dtype and on the device of the first."""
 
-    def __init__(self, config: GPTConfig, batch: int, max_len: int, device: torch.device, dtype: torch.dtype):
-        shape = (2, config.num_layers, batch, config.num_heads, max_len, config.head_dim)
-        self._store = torch.empty(shape, device=device, dtype=dtype)
+    def __init__(self, config: GPTConfig, batch: int, max_len: int):
+        self._shape = (2, config.num_layers, batch, config.num_heads, max_len, config.head_dim)
+        self._store: Tensor | None = None
         self._length = 0
 
     @property
@@ -25,6 +25,8 @@ class StaticKVCache:
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Keep the new k, v: (B, H, T, D) of a layer; returns all so far, (B, H, S, D)."""
+        if self._store is None:
+            self._store = torch.empty(self._shape, device=k.device, dtype=k.dtype)
         end = self._length + k.size(2)
         self._store[0, layer, :, :, self._length : end] = k
         self._store[1, layer, :, :, self._length : end] = v
@@ -43,7 +45,7 @@ def sample_token(logits: Tensor, temperature: float, top_k: int, generator: torc
     return torch.multinomial((logits / temperature).softmax(dim=-1), 1, generator=generator)
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: the weights that sharding brings together here are trained on later
 def generate(
     model: GPT,
     prompt: list[int],
@@ -53,21 +55,23 @@ def generate(
     top_k: int = 0,
     seed: int = 0,
     stop_ids: frozenset[int] = frozenset(),
+    agree: Callable[[Tensor], Tensor] = lambda token: token,
 ) -> Iterator[int]:
     """Yield the ids that follow `prompt`, until `max_new_tokens`, a stop id (not yielded) or the end of the context.
 
-    A prompt longer than the context keeps its end, with room for one token at least.
+    A prompt longer than the context keeps its end, with room for one token at least. Where several ranks share the weights,
+    all of them generate, and `agree` gives each the first one's token.
     """
-    weight = model.lm_head.weight
+    device = model.lm_head.weight.device
     context = model.config.max_seq_len
     prompt = prompt[-(context - 1) :] if len(prompt) >= context else prompt
     end = min(context, len(prompt) + max_new_tokens)
-    cache = StaticKVCache(model.config, 1, end, weight.device, weight.dtype)
-    generator = torch.Generator(device=weight.device).manual_seed(seed)
-    ids = torch.tensor([prompt], device=weight.device)
+    cache = StaticKVCache(model.config, 1, end)
+    generator = torch.Generator(device=device).manual_seed(seed)
+    ids = torch.tensor([prompt], device=device)
     for _ in range(end - len(prompt)):
         logits = model(ids, cache=cache, logits_to_keep=1)
-        ids = sample_token(logits[:, -1], temperature, top_k, generator)
+        ids = agree(sample_token(logits[:, -1], temperature, top_k, generator))
         token = int(ids)
         if token in stop_ids:
             return
@@ -75,11 +79,20 @@ def generate(
 
 
 def complete(
-    model: GPT, tokenizer: Tokenizer, text: str, max_new_tokens: int, *, temperature: float = 1.0, top_k: int = 0, seed: int = 0
+    model: GPT,
+    tokenizer: Tokenizer,
+    text: str,
+    max_new_tokens: int,
+    *,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    seed: int = 0,
+    agree: Callable[[Tensor], Tensor] = lambda token: token,
 ) -> str:
-    """What follows `text`; the end of a document ends it."""
+    """What follows `text`; the end of a document ends it. `agree`: as for `generate`."""
     prompt = [tokenizer.bos_id, *tokenizer.encode(text)]
     stop = frozenset({tokenizer.bos_id})
     with torch.compiler.set_stance("force_eager"):  # a compiled block would be compiled again for every length
-        ids = list(generate(model, prompt, max_new_tokens, temperature=temperature, top_k=top_k, seed=seed, stop_ids=stop))
+        options = {"temperature": temperature, "top_k": top_k, "seed": seed}
+        ids = list(generate(model, prompt, max_new_tokens, stop_ids=stop, agree=agree, **options))  # type: ignore[arg-type]
     return tokenizer.decode(ids)

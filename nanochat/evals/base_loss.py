@@ -45,13 +45,12 @@ def base_loss(settings: BaseLossSettings) -> None:
     from nanochat.evals.bits_per_byte import bits_per_byte, xz_bits_per_byte
     from nanochat.model.directory import load_model
     from nanochat.model.find import find_model
-    from nanochat.parallel.precision import apply_precision, resolve_precision
+    from nanochat.parallel.precision import resolve_precision
     from nanochat.parallel.ranks import ranks
 
     directory = find_model(("base",), settings.model_tag)
     with ranks() as r:
-        model, tokenizer = load_model(directory, r.device)
-        apply_precision(model, model.model.embed_tokens, resolve_precision(settings.precision, r.device))
+        model, tokenizer = load_model(directory, r.device, resolve_precision(settings.precision, r.device))
         index = read_index(tokens_dir(resolve_data(settings.data), tokenizer.hash))
         seq_len = model.config.max_seq_len
         figures: dict[str, float] = {}

@@ -1,11 +1,16 @@
 """A model directory: what `transformers.AutoModelForCausalLM.from_pretrained` opens, and our own engine too."""
 
+import contextlib
 import json
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from nanochat.common.errors import UserError
 from nanochat.common.files import atomic_path, read_json, save_safetensors, write_json
@@ -14,6 +19,32 @@ from nanochat.model.gpt import GPT
 from nanochat.tokenizer.tokenizer import Tokenizer
 
 WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+BYTES_PER_FILE = 5_000_000_000  # transformers' own limit for long; smaller files are fetched side by side
+
+T = TypeVar("T")
+
+
+class Job(Protocol):
+    """What saving needs to know of the processes that hold a model together."""
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes for all."""
+
+    def from_first(self, make: Callable[[], T]) -> T:
+        """What `make` returns, or raises, on the first process; on every process."""
+
+
+class _Alone:
+    is_first = True
+
+    def from_first(self, make: Callable[[], T]) -> T:
+        return make()
+
+
+ALONE = _Alone()
+"""A process that holds its model by itself."""
 
 
 def hf_config(config: GPTConfig, tokenizer: Tokenizer, dtype: torch.dtype) -> dict[str, Any]:
@@ -45,18 +76,74 @@ def hf_config(config: GPTConfig, tokenizer: Tokenizer, dtype: torch.dtype) -> di
     }
 
 
-def save_model(directory: Path, model: GPT, tokenizer: Tokenizer, dtype: torch.dtype, card: str) -> None:
-    """Write a model directory, complete or absent: config, weights in `dtype`, tokenizer, generation settings, model card."""
-    config = hf_config(model.config, tokenizer, dtype)
-    generation = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")} | {"do_sample": True, "temperature": 1.0}
-    with atomic_path(directory) as aside:
-        aside.mkdir()
-        weights = {name: parameter.detach().to("cpu", dtype).contiguous() for name, parameter in model.named_parameters()}
-        save_safetensors(aside / WEIGHTS_FILE, weights, metadata={"format": "pt"})
-        tokenizer.save(aside, model_max_length=model.config.max_seq_len)
-        write_json(aside / "config.json", config)
-        write_json(aside / "generation_config.json", generation)
-        (aside / "README.md").write_text(card, encoding="utf-8")
+def weight_files(weights: dict[str, Tensor], dtype: torch.dtype, limit: int) -> dict[str, list[str]]:
+    """Which weights go into which file: in their order, at most `limit` bytes of `dtype` a file unless one weight has more."""
+    groups: list[list[str]] = [[]]
+    filled = 0
+    for name, weight in weights.items():
+        size = weight.numel() * dtype.itemsize
+        if groups[-1] and filled + size > limit:
+            groups.append([])
+            filled = 0
+        groups[-1].append(name)
+        filled += size
+    if len(groups) == 1:
+        return {WEIGHTS_FILE: groups[0]}
+    return {f"model-{number:05}-of-{len(groups):05}.safetensors": group for number, group in enumerate(groups, 1)}
+
+
+def save_model(
+    directory: Path,
+    model: GPT,
+    tokenizer: Tokenizer,
+    dtype: torch.dtype,
+    card: str,
+    job: Job = ALONE,
+    bytes_per_file: int = BYTES_PER_FILE,
+) -> None:
+    """Write a model directory, complete or absent: config, weights in `dtype`, tokenizer, generation settings, model card.
+
+    Every process of a job calls it. Sharded weights are brought together one at a time, and the first process writes them file by
+    file: none holds the whole model. An OSError of the first process is raised on all of them.
+    """
+    weights = model.state_dict()  # not named_parameters: this gives up what sharding has brought together for a forward pass
+    files = weight_files(weights, dtype, bytes_per_file)
+    with contextlib.ExitStack() as stack:
+
+        def begin() -> Path:
+            aside = stack.enter_context(atomic_path(directory))
+            aside.mkdir()
+            _write_all_but_weights(aside, model.config, tokenizer, dtype, card)
+            if len(files) > 1:
+                total_size = sum(weight.numel() for weight in weights.values()) * dtype.itemsize
+                weight_map = {name: file for file, names in files.items() for name in names}
+                write_json(aside / INDEX_FILE, {"metadata": {"total_size": total_size}, "weight_map": weight_map})
+            return aside
+
+        aside = job.from_first(begin)
+        for file, names in files.items():
+            held = {}
+            for name in names:
+                whole = _whole(weights[name], dtype)
+                if job.is_first:
+                    held[name] = whole.cpu().contiguous()
+            job.from_first(partial(save_safetensors, aside / file, held, metadata={"format": "pt"}))
+        job.from_first(stack.pop_all().close)
+
+
+def _whole(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """All of a weight in `dtype`, on every process that holds a part of it."""
+    weight = weight.detach().to(dtype)
+    return weight.full_tensor() if isinstance(weight, DTensor) else weight
+
+
+def _write_all_but_weights(directory: Path, config: GPTConfig, tokenizer: Tokenizer, dtype: torch.dtype, card: str) -> None:
+    fields = hf_config(config, tokenizer, dtype)
+    generation = {key: fields[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")} | {"do_sample": True, "temperature": 1.0}
+    tokenizer.save(directory, model_max_length=config.max_seq_len)
+    write_json(directory / "config.json", fields)
+    write_json(directory / "generation_config.json", generation)
+    (directory / "README.md").write_text(card, encoding="utf-8")
 
 
 def load_config(directory: Path) -> GPTConfig:
@@ -83,8 +170,37 @@ def load_config(directory: Path) -> GPTConfig:
         raise UserError(f"{path} is damaged or not a model's configuration ({error!r})") from None
 
 
+def _saved_weights(directory: Path, names: list[str]) -> Iterator[tuple[Path, str, Tensor]]:
+    """The file, the name and the value of each weight, one at a time, from one weights file or from several with an index.
+
+    Raises UserError when one is not there or cannot be read.
+    """
+    places = dict.fromkeys(names, WEIGHTS_FILE)
+    index = directory / INDEX_FILE
+    if not (directory / WEIGHTS_FILE).exists() and index.exists():
+        try:
+            weight_map = dict(read_json(index)["weight_map"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{index} is damaged ({error!r})") from None
+        for name in names:
+            if not isinstance(weight_map.get(name), str):
+                raise UserError(f"{index} has no tensor {name}, which config.json asks for")
+            places[name] = weight_map[name]
+    for file in dict.fromkeys(places.values()):
+        path = directory / file
+        try:
+            with safe_open(path, framework="pt") as opened:
+                there = set(opened.keys())
+                for name in (name for name in names if places[name] == file):
+                    if name not in there:
+                        raise UserError(f"{path} has no tensor {name}, which config.json asks for")
+                    yield path, name, opened.get_tensor(name)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{path} is missing or damaged ({error})") from None
+
+
 def load_model(directory: Path, device: torch.device, dtype: torch.dtype = torch.float32) -> tuple[GPT, Tokenizer]:
-    """The model of a directory, in `dtype` on a device and ready for evaluation, with its tokenizer.
+    """The model of a directory, ready for evaluation, with its tokenizer; its weights are, and it computes, in `dtype` on a device.
 
     Raises UserError when something is missing, damaged or does not belong together.
     """
@@ -93,20 +209,11 @@ def load_model(directory: Path, device: torch.device, dtype: torch.dtype = torch
         model = GPT(config)
     model = model.to(dtype).to_empty(device=device)
     model.model.init_rotary()
-    try:
-        with safe_open(directory / WEIGHTS_FILE, framework="pt") as file:
-            names = set(file.keys())
-            for name, parameter in model.named_parameters():
-                if name not in names:
-                    raise UserError(f"{directory / WEIGHTS_FILE} has no tensor {name}, which config.json asks for")
-                value = file.get_tensor(name)
-                if value.shape != parameter.shape:
-                    raise UserError(
-                        f"{directory / WEIGHTS_FILE}: {name} has shape {tuple(value.shape)}, config.json says {tuple(parameter.shape)}"
-                    )
-                parameter.data.copy_(value)
-    except (FileNotFoundError, SafetensorError) as error:
-        raise UserError(f"{directory / WEIGHTS_FILE} is missing or damaged ({error})") from None
+    parameters = dict(model.named_parameters())
+    for path, name, value in _saved_weights(directory, list(parameters)):
+        if value.shape != parameters[name].shape:
+            raise UserError(f"{path}: {name} has shape {tuple(value.shape)}, config.json says {tuple(parameters[name].shape)}")
+        parameters[name].data.copy_(value)
     tokenizer = Tokenizer.from_directory(directory)
     if tokenizer.vocab_size != config.vocab_size:
         raise UserError(f"{directory}: the tokenizer has {tokenizer.vocab_size:,} entries, the model {config.vocab_size:,}")

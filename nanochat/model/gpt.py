@@ -4,7 +4,6 @@ Rotary positions, then RMSNorm on q and k; RMSNorm without weights everywhere, o
 untied embedding and head; no biases; soft-capped logits. Sharding, precision and compilation are applied from outside.
 """
 
-import math
 from typing import Protocol
 
 import torch
@@ -28,7 +27,7 @@ class KVCache(Protocol):
 
 def rms_norm(x: Tensor, eps: float) -> Tensor:
     """x over the root of its mean square along the last dimension, without a weight, in x's dtype (arXiv 1910.07467)."""
-    return F.rms_norm(x, (x.size(-1),), eps=eps).to(x.dtype)  # autocast may have computed it in float32
+    return F.rms_norm(x, (x.size(-1),), eps=eps)
 
 
 def rotary_table(length: int, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
@@ -151,20 +150,5 @@ class GPT(nn.Module):
         with per_token too: each token's loss (B, T), not differentiable.
         """
         hidden = self.model(ids, cache)
-        if targets is None:
-            return self.lm_head.logits(hidden[:, -logits_to_keep:])
-        return self.lm_head.losses(hidden, targets) if per_token else self.lm_head.loss_sum(hidden, targets)
-
-    @torch.no_grad()
-    def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """The known-good start: embedding N(0, 1); matrices N(0, min(1, out/in) / in); output projections and head zero."""
-        nn.init.normal_(self.model.embed_tokens.weight, generator=generator)
-        nn.init.zeros_(self.lm_head.weight)
-        for block in self.model.layers:
-            assert isinstance(block, Block)
-            attention = block.self_attn
-            for linear in (attention.q_proj, attention.k_proj, attention.v_proj, block.mlp.fc1):
-                fan_out, fan_in = linear.weight.shape
-                nn.init.normal_(linear.weight, std=math.sqrt(min(1.0, fan_out / fan_in) / fan_in), generator=generator)
-            nn.init.zeros_(attention.o_proj.weight)
-            nn.init.zeros_(block.mlp.fc2.weight)
+        loss_or_logits: Tensor = self.lm_head(hidden[:, -logits_to_keep:], targets, per_token)
+        return loss_or_logits

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from nanochat.plan.memory import chunk_tokens
+
 NO_TARGET = -1
-LOGITS_PER_CHUNK_GPU = 2**28  # 4,096 tokens of a 65,536 vocabulary: 1 GiB in float32
-LOGITS_PER_CHUNK_CPU = 2**21  # 512 tokens of a 4,096 vocabulary: near what a cache holds
 
 ChunkLoss = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
 
@@ -41,18 +41,14 @@ class SummedHeadLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, cap: float, chunk: int, loss_of: ChunkLoss) -> Tensor:
-        """hidden: (N, d) in the compute dtype; weight: (V, d), any dtype; targets: (N,) → float32 scalar."""
-        compute_weight = weight.to(hidden.dtype)
+        """hidden: (N, d); weight: (V, d), of the same dtype; targets: (N,) → float32 scalar."""
         total = torch.zeros((), device=hidden.device)
         d_hidden, d_weight = torch.empty_like(hidden), torch.zeros_like(weight)
         for x, t, dx in zip(hidden.split(chunk), targets.split(chunk), d_hidden.split(chunk), strict=True):
-            losses, d_logits = loss_of(x @ compute_weight.t(), t, cap)
+            losses, d_logits = loss_of(x @ weight.t(), t, cap)
             total += losses.sum()
-            torch.mm(d_logits, compute_weight, out=dx)
-            if d_weight.dtype == d_logits.dtype:
-                d_weight.addmm_(d_logits.t(), x)
-            else:
-                d_weight += d_logits.t() @ x
+            torch.mm(d_logits, weight, out=dx)
+            d_weight.addmm_(d_logits.t(), x)
         ctx.gradients = (d_hidden, d_weight)
         return total
 
@@ -73,16 +69,15 @@ class Head(nn.Linear):
         self.logit_softcap = logit_softcap
         self.chunk_loss: ChunkLoss = chunk_loss  # a compiled one may take its place
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """hidden: (…, d) → soft-capped logits (…, V) in float32."""
-        return softcap(self(hidden).float(), self.logit_softcap)
+    def forward(self, hidden: Tensor, targets: Tensor | None = None, per_token: bool = False) -> Tensor:
+        """hidden: (…, d) → soft-capped logits (…, V) in float32; with targets their summed loss, or with per_token each one's."""
+        if targets is None:
+            return softcap(super().forward(hidden).float(), self.logit_softcap)
+        return self.losses(hidden, targets) if per_token else self.loss_sum(hidden, targets)
 
     def _flat(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, int]:
-        device = hidden.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-        logits_per_chunk = LOGITS_PER_CHUNK_CPU if device == "cpu" else LOGITS_PER_CHUNK_GPU
-        chunk = max(1, logits_per_chunk // self.out_features)
-        return hidden.reshape(-1, self.in_features).to(dtype), targets.reshape(-1), chunk
+        chunk = chunk_tokens(self.out_features, on_gpu=hidden.device.type == "cuda")
+        return hidden.reshape(-1, self.in_features), targets.reshape(-1), chunk
 
     def loss_sum(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Sum of the cross-entropies in nats over every token that has a target; differentiable.
@@ -90,17 +85,12 @@ class Head(nn.Linear):
         hidden: (B, T, d); targets: (B, T), −1 where there is none → float32 scalar.
         """
         x, t, chunk = self._flat(hidden, targets)
-        with torch.autocast(hidden.device.type, enabled=False):
-            total: Tensor = SummedHeadLoss.apply(x, self.weight, t, self.logit_softcap, chunk, self.chunk_loss)
+        total: Tensor = SummedHeadLoss.apply(x, self.weight, t, self.logit_softcap, chunk, self.chunk_loss)
         return total
 
     @torch.no_grad()
     def losses(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy in nats of each token, (B, T) float32, 0 where there is no target; not differentiable."""
         x, t, chunk = self._flat(hidden, targets)
-        weight = self.weight.to(x.dtype)
-        with torch.autocast(hidden.device.type, enabled=False):
-            parts = [
-                self.chunk_loss(xs @ weight.t(), ts, self.logit_softcap)[0] for xs, ts in zip(x.split(chunk), t.split(chunk), strict=True)
-            ]
-        return torch.cat(parts).view(targets.shape)
+        pieces = zip(x.split(chunk), t.split(chunk), strict=True)
+        return torch.cat([self.chunk_loss(xs @ self.weight.t(), ts, self.logit_softcap)[0] for xs, ts in pieces]).view(targets.shape)

@@ -3,7 +3,8 @@
 import torch
 
 from nanochat.model.gpt import GPT
-from nanochat.optim.muon import Muon, orthogonalize_by_shape
+from nanochat.optim.exchange import Exchange
+from nanochat.optim.muon import Muon
 from nanochat.optim.schedules import lr_scale, muon_momentum
 from nanochat.optim.settings import OptimizerSettings
 
@@ -11,9 +12,13 @@ REFERENCE_WIDTH = 768  # the width that the AdamW learning rates were found at
 
 
 class Optimizers:
-    """AdamW for embedding and head, Muon for every matrix inside the blocks, stepped as one."""
+    """AdamW for embedding and head, Muon for every matrix inside the blocks, stepped as one.
 
-    def __init__(self, model: GPT, settings: OptimizerSettings, newton_schulz_dtype: torch.dtype):
+    Made after the model is sharded, which replaces its parameters. `exchange` stands in for Muon's collectives where there
+    are no other ranks to talk to.
+    """
+
+    def __init__(self, model: GPT, settings: OptimizerSettings, newton_schulz_dtype: torch.dtype, exchange: Exchange | None = None):
         self.settings = settings
         width_scale = (model.config.hidden_size / REFERENCE_WIDTH) ** -0.5
         matrices = list(model.model.layers.parameters())
@@ -27,13 +32,21 @@ class Optimizers:
             weight_decay=settings.weight_decay,
             fused=True,
         )
-        self.muon = Muon(
-            matrices, settings.matrix_lr, muon_momentum(0), lambda updates: orthogonalize_by_shape(updates, newton_schulz_dtype)
-        )
+        self.muon = Muon(matrices, settings.matrix_lr, muon_momentum(0), newton_schulz_dtype, exchange)
         self.all: tuple[torch.optim.Optimizer, ...] = (self.adamw, self.muon)
         for optimizer in self.all:
             for group in optimizer.param_groups:
                 group["peak_lr"] = group["lr"]
+
+    def init_state(self) -> None:
+        """Make all state as it is before the first step, so that a checkpoint can be read into it in place."""
+        self.muon.init_state()
+        for group in self.adamw.param_groups:
+            for p in group["params"]:
+                if not self.adamw.state[p]:  # as torch.optim.Adam makes it when fused
+                    self.adamw.state[p]["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
+                    self.adamw.state[p]["exp_avg"] = torch.zeros_like(p, requires_grad=False)
+                    self.adamw.state[p]["exp_avg_sq"] = torch.zeros_like(p, requires_grad=False)
 
     def step(self, step: int, num_iterations: int) -> float:
         """Update every parameter as step number `step` (from 0) of `num_iterations`; returns the scale of the learning rates."""

@@ -1,51 +1,89 @@
-"""Muon: momentum, orthogonalised (Keller Jordan, https://kellerjordan.github.io/posts/muon)."""
+"""Muon: momentum, orthogonalised (Keller Jordan, https://kellerjordan.github.io/posts/muon), over shards.
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable
+A rank keeps the momentum of the rows that it holds. The matrices are dealt to the ranks; their momentum is brought together
+where they are owned, orthogonalised there as a batch, and the rows are sent back, one round of matrices after the other, so
+that one's Newton–Schulz hides the sending of the next.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from nanochat.optim.exchange import Exchange, local, mesh_of, rows_per_shard
 from nanochat.optim.newton_schulz import orthogonalize
+from nanochat.optim.rounds import Round, deal, interleave
 
-Orthogonalize = Callable[[list[Tensor]], list[Tensor]]
 
-
-def orthogonalize_by_shape(updates: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """Orthogonalise matrices of any shapes, those of one shape as one batch; the results stand in the order given."""
-    places: dict[torch.Size, list[int]] = defaultdict(list)
-    for place, update in enumerate(updates):
-        places[update.shape].append(place)
-    results: list[Tensor] = [torch.empty(0)] * len(updates)
-    for group in places.values():
-        batch = orthogonalize(torch.stack([updates[place] for place in group]), dtype)
-        for place, result in zip(group, batch, strict=True):
-            results[place] = result
-    return results
+def joined(tensors: list[Tensor], dim: int = 0) -> Tensor:
+    """The tensors one after the other; a single one is not copied."""
+    return torch.cat(tensors, dim) if len(tensors) > 1 else tensors[0]
 
 
 class Muon(torch.optim.Optimizer):
     """W ← W − lr · √max(1, rows/cols) · orthogonalize(Nesterov momentum), for two-dimensional parameters.
 
-    The elementwise parts (momentum, update) work on whatever piece of a matrix a rank holds; only `orthogonalize` must
-    see whole matrices, so that one function is all that sharding replaces.
+    Parameters are plain tensors, or DTensors as `fully_shard` makes them. Matrices travel and are orthogonalised in `dtype`.
     """
 
-    def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float, orthogonalize_all: Orthogonalize):
+    def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float, dtype: torch.dtype, exchange: Exchange | None = None):
         super().__init__(params, {"lr": lr, "momentum": momentum})
-        self.orthogonalize_all = orthogonalize_all
+        self.dtype = dtype
+        self.exchange = exchange or Exchange(mesh_of(p for group in self.param_groups for p in group["params"]))
+
+    @torch.no_grad()
+    def init_state(self) -> None:
+        """Make the momentum of every parameter that has none yet: zeros, spread like the parameter."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                if not self.state[p]:
+                    self.state[p]["momentum_buffer"] = torch.zeros_like(p)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One update of every parameter from its gradient."""
+        self.init_state()
         for group in self.param_groups:
-            params = group["params"]
-            momentum, gradients = group["momentum"], [p.grad for p in params]
-            for p in params:
-                if not self.state[p]:
-                    self.state[p]["momentum_buffer"] = torch.zeros_like(p)
-            buffers = [self.state[p]["momentum_buffer"] for p in params]
+            params, momentum = group["params"], group["momentum"]
+            gradients, buffers = [local(p.grad) for p in params], [local(self.state[p]["momentum_buffer"]) for p in params]
             torch._foreach_lerp_(buffers, gradients, 1 - momentum)
-            updates = self.orthogonalize_all(list(torch._foreach_lerp(gradients, buffers, momentum)))
-            for p, update in zip(params, updates, strict=True):
-                p.add_(update, alpha=-group["lr"] * max(1.0, p.size(-2) / p.size(-1)) ** 0.5)
+            rounds = deal(tuple(tuple(p.shape) for p in params), self.exchange.replicas * self.exchange.shards)
+            interleave(self._round(each, group, gradients, buffers) for each in rounds)
+
+    def _round(self, matrices: Round, group: dict[str, Any], gradients: list[Tensor], buffers: list[Tensor]) -> Iterator[None]:
+        """Update the matrices of a round, in stages: each but the last ends with something on its way."""
+        e, (rows, cols) = self.exchange, matrices.shape
+        held = rows_per_shard(rows, e.shards)
+        dealt = [matrices.owned[replica :: e.replicas] for replica in range(e.replicas)]  # of each replica, shard by shard
+        numbers = [[number for owned in by_shard for number in owned] for by_shard in dealt]
+        ours, here = numbers[e.replica], held[e.shard]
+        owned = [len(each) for each in dealt[e.replica]]
+        pieces = [count * here * cols for count in owned]  # elements sent to each shard: our rows of what it owns
+        wholes = [owned[e.shard] * each * cols for each in held]  # elements that each shard sends: its rows of what we own
+
+        out = gradients[0].new_empty(sum(pieces), dtype=self.dtype)
+        if ours:
+            nesterov = torch._foreach_lerp([gradients[n] for n in ours], [buffers[n] for n in ours], group["momentum"])
+            torch._foreach_copy_(out.view(len(ours), here, cols).unbind(), nesterov)
+            del nesterov
+        back, wait = e.all_to_all(out, pieces, wholes)
+        yield
+
+        wait()
+        parts = [part.view(owned[e.shard], each, cols) for part, each in zip(back.split(wholes), held, strict=True)]
+        result = orthogonalize(joined(parts, dim=1), self.dtype)
+        out = joined([piece.flatten() for piece in result.split(held, dim=1)])
+        del parts, result
+        back, wait = e.all_to_all(out, wholes, pieces)
+        yield
+
+        wait()
+        out = back
+        from_replicas, wait = e.all_gather(out, [len(each) * here * cols for each in numbers])
+        yield
+
+        wait()
+        updates = [u for part, each in zip(from_replicas, numbers, strict=True) for u in part.view(len(each), here, cols)]
+        weights = [local(group["params"][number]) for each in numbers for number in each]
+        torch._foreach_add_(weights, updates, alpha=-group["lr"] * max(1.0, rows / cols) ** 0.5)

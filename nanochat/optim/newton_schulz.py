@@ -8,6 +8,12 @@ STEPS = 5
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
+def newton_schulz_flops(rows: int, cols: int) -> int:
+    """FLOPs to orthogonalise one matrix: three products an iteration, two with the matrix and one of its Gram matrix."""
+    short, long = sorted((rows, cols))
+    return STEPS * (4 * short * short * long + 2 * short**3)
+
+
 def orthogonalize(matrices: Tensor, dtype: torch.dtype) -> Tensor:
     """The nearest semi-orthogonal matrix of each, roughly: singular values come out between 0.7 and 1.2.
 

@@ -1,4 +1,4 @@
-"""torch.compile, block by block: every block shares one graph, so the first step comes within seconds."""
+"""torch.compile, layer by layer: all of them share one graph, so the first step comes within seconds."""
 
 import os
 import shutil
@@ -22,14 +22,18 @@ def compiler_missing(device: torch.device) -> str:
     return ""
 
 
-def compile_model(model: GPT, device: torch.device) -> bool:
-    """Compile the blocks and the loss in place; returns whether that was done, and says in one line why not."""
+def can_compile(device: torch.device) -> bool:
+    """Whether this machine can compile; says in one line what follows from either."""
     missing = compiler_missing(device)
     if missing:
         say(f"compile: off, {missing}; the run goes on without compiling, more slowly")
-        return False
+    else:
+        say("compiling: the first step takes longer, up to a minute where nothing is cached yet")
+    return not missing
+
+
+def compile_model(model: GPT) -> None:
+    """Compile the layers' forward passes and the loss, in place. What sharding does around a forward pass stays outside."""
     for block in model.model.layers:
-        block.compile(dynamic=False)
-    say("compiling: the first step takes longer, up to a minute where nothing is cached yet")
+        block.forward = torch.compile(block.forward, dynamic=False)
     model.lm_head.chunk_loss = torch.compile(model.lm_head.chunk_loss, dynamic=False)
-    return True

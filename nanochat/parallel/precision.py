@@ -1,11 +1,10 @@
-"""In which number format a model computes; its parameters stay float32 masters."""
+"""In which number format a model computes."""
 
 import platform
 from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
 
 from nanochat.common.errors import UserError
 
@@ -21,6 +20,11 @@ def cpu_has_bf16() -> bool:
     return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
 
 
+def newton_schulz_dtype(compute_dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """What Muon orthogonalises in: bf16 on a GPU that computes in it, else float32."""
+    return torch.bfloat16 if device.type == "cuda" and compute_dtype != torch.float32 else torch.float32
+
+
 def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype:
     """The compute dtype for a request: `auto` is bf16 where the hardware has it, else fp32.
 
@@ -32,19 +36,3 @@ def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype
     if precision == "auto":
         return torch.bfloat16 if has_bf16 else torch.float32
     return torch.bfloat16 if precision == "bf16" else torch.float32
-
-
-def apply_precision(model: nn.Module, embedding: nn.Module, dtype: torch.dtype) -> None:
-    """Let the model compute in `dtype`: autocast around its forward pass, and a residual stream of that dtype.
-
-    `embedding` is the module whose output starts the residual stream.
-    """
-    if dtype == torch.float32:
-        return
-
-    def cast_output(_module: nn.Module, _args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        return output.to(dtype)
-
-    embedding.register_forward_hook(cast_output)
-    device_type = next(model.parameters()).device.type
-    model.forward = torch.autocast(device_type, dtype)(model.forward)

@@ -10,12 +10,13 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from nanochat.common.errors import UserError
 
 T = TypeVar("T")
 
-PATIENCE = timedelta(hours=2)  # the other ranks wait while the first one checks all shards or writes a large checkpoint
+PATIENCE = timedelta(hours=2)  # the other ranks wait while the first one checks all shards or writes a large model
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class Ranks:
     """Number of this process."""
     world_size: int
     """How many there are."""
+    node_ranks: int
+    """How many there are on each node: these share the weights, and nodes replicate them."""
     device: torch.device
     """The device of this process."""
 
@@ -34,22 +37,26 @@ class Ranks:
         """Whether this process prints and writes for all."""
         return self.rank == 0
 
+    def mesh(self) -> DeviceMesh:
+        """The ranks in order: ("shard",) on one node, ("replicate", "shard") on several, shards within a node."""
+        nodes = self.world_size // self.node_ranks
+        if nodes == 1:
+            return init_device_mesh(self.device.type, (self.node_ranks,), mesh_dim_names=("shard",))
+        return init_device_mesh(self.device.type, (nodes, self.node_ranks), mesh_dim_names=("replicate", "shard"))
+
     def sum_(self, tensor: Tensor) -> Tensor:
         """Sum a tensor over the ranks, in place."""
-        if self.world_size > 1:
-            dist.all_reduce(tensor)
+        dist.all_reduce(tensor)
         return tensor
 
-    def sum_gradients(self, parameters: list[torch.nn.Parameter]) -> None:
-        """Sum the gradients over the ranks, in place."""
-        if self.world_size > 1:
-            for work in [dist.all_reduce(p.grad, async_op=True) for p in parameters if p.grad is not None]:
-                work.wait()
+    def first_ones(self, tensor: Tensor) -> Tensor:
+        """The first rank's tensor, on every rank, in place."""
+        dist.broadcast(tensor, src=0)
+        return tensor
 
     def barrier(self) -> None:
         """Wait for every rank."""
-        if self.world_size > 1:
-            dist.barrier()
+        dist.barrier()
 
     def from_first(self, make: Callable[[], T]) -> T:
         """What `make` returns on the first rank, on every rank; a UserError or OSError that it raises is raised on all of them."""
@@ -59,35 +66,56 @@ class Ranks:
                 answer[0] = make()
             except (UserError, OSError) as error:
                 answer[1] = error
-        if self.world_size > 1:
-            dist.broadcast_object_list(answer, src=0)
+        dist.broadcast_object_list(answer, src=0)
         if answer[1] is not None:
             raise answer[1]
         return answer[0]
 
 
+def pick_device() -> torch.device:
+    """The GPU of this process, or the CPU. Raises UserError when a node has more ranks than GPUs."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    wanted, found = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    if wanted > found:
+        raise UserError(f"{wanted} ranks on this node, but {found} GPUs: lower NPROC_PER_NODE (--nproc_per_node)")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(device)
+    return device
+
+
+def _node_ranks(world_size: int) -> int:
+    """Ranks of every node. Raises UserError where nodes differ, or are not as many as NNODES says."""
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    sizes: list[Any] = [None] * world_size
+    dist.all_gather_object(sizes, local)
+    if len(set(sizes)) > 1:
+        raise UserError(f"nodes with {min(sizes)} and with {max(sizes)} ranks: give NPROC_PER_NODE the same value on every node")
+    nodes, said = world_size // local, os.environ.get("NNODES", "")
+    if said and said != str(nodes):
+        raise UserError(
+            f"NNODES={said}, but torchrun started {world_size} ranks on {nodes} node{'s' if nodes > 1 else ''}: "
+            "give every node the same NNODES, or unset it"
+        )
+    return local
+
+
 @contextlib.contextmanager
 def ranks() -> Iterator[Ranks]:
-    """Join the job that torchrun describes in the environment, and leave it at the end.
+    """Join the job that torchrun describes in the environment, or be one of one, and leave it at the end.
 
-    Raises UserError when a node has more ranks than GPUs.
+    Raises UserError when a node has more ranks than GPUs, or nodes do not match.
     """
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    if torch.cuda.is_available():
-        wanted, found = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
-        if wanted > found:
-            raise UserError(f"{wanted} ranks on this node, but {found} GPUs: lower NPROC_PER_NODE (--nproc_per_node)")
-        device = torch.device("cuda", local_rank)
-        torch.cuda.set_device(device)
+    # Sizes of buffers change with evaluations and checkpoints; segments that grow keep the allocator from holding torn ones.
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    device = pick_device()
+    backend, device_id = ("cpu:gloo,cuda:nccl", device) if device.type == "cuda" else ("gloo", None)
+    if "WORLD_SIZE" in os.environ:
+        dist.init_process_group(backend, device_id=device_id, timeout=PATIENCE)
     else:
-        device = torch.device("cpu")
-    if world_size == 1:
-        yield Ranks(0, 1, device)
-        return
-    backend, device_id = ("nccl", device) if device.type == "cuda" else ("gloo", None)
-    dist.init_process_group(backend, device_id=device_id, timeout=PATIENCE)
+        dist.init_process_group(backend, device_id=device_id, timeout=PATIENCE, store=dist.HashStore(), rank=0, world_size=1)
     try:
-        yield Ranks(dist.get_rank(), world_size, device)
+        world_size = dist.get_world_size()
+        yield Ranks(dist.get_rank(), world_size, _node_ranks(world_size), device)
     finally:
         dist.destroy_process_group()

@@ -1,1 +1,1 @@
-"""The one source for arithmetic: sizes, FLOPs and hardware. Imports neither torch nor anything else that is heavy."""
+"""The one source for arithmetic: sizes, FLOPs, memory, time, money and disk. Imports neither torch nor anything else that is heavy."""

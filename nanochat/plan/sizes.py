@@ -1,5 +1,7 @@
 """What follows from `depth`: dimensions, parameters and FLOPs of a model."""
 
+from dataclasses import dataclass
+
 from nanochat.common.errors import UserError
 
 ASPECT_RATIO = 64  # model_dim per layer
@@ -49,3 +51,45 @@ def flops_per_token(depth: int, vocab_size: int, seq_len: int) -> int:
     """
     d = model_dim(depth)
     return 6 * (parameters(depth, vocab_size) - vocab_size * d) + 12 * depth * d * seq_len
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What fixes the sizes of a model and of its step: depth, vocabulary, length of a sequence."""
+
+    depth: int
+    """Layers."""
+    vocab_size: int = 65_536
+    """Entries of the vocabulary."""
+    seq_len: int = 2048
+    """Tokens of a sequence."""
+
+    @property
+    def model_dim(self) -> int:
+        """Width of the residual stream."""
+        return model_dim(self.depth)
+
+    @property
+    def num_heads(self) -> int:
+        """Attention heads."""
+        return num_heads(self.depth)
+
+    @property
+    def block_parameters(self) -> int:
+        """Parameters of one layer: 12·d²."""
+        return 12 * self.model_dim**2
+
+    @property
+    def embedding_parameters(self) -> int:
+        """Parameters of the embedding; the head has as many."""
+        return self.vocab_size * self.model_dim
+
+    @property
+    def parameters(self) -> int:
+        """All of them."""
+        return parameters(self.depth, self.vocab_size)
+
+    @property
+    def flops_per_token(self) -> int:
+        """Training FLOPs per token."""
+        return flops_per_token(self.depth, self.vocab_size, self.seq_len)

@@ -19,23 +19,27 @@ from nanochat.engine.generate import complete
 from nanochat.evals.bits_per_byte import bits_per_byte
 from nanochat.model.config import GPTConfig
 from nanochat.model.directory import save_model
-from nanochat.model.gpt import GPT
 from nanochat.optim.build import Optimizers
-from nanochat.parallel.compiling import compile_model
-from nanochat.parallel.precision import apply_precision, resolve_precision
+from nanochat.parallel.attention import prefer_cudnn_attention
+from nanochat.parallel.compiling import can_compile
+from nanochat.parallel.out_of_memory import Alarm, can_recover, recover
+from nanochat.parallel.precision import newton_schulz_dtype, resolve_precision
 from nanochat.parallel.ranks import Ranks, ranks
+from nanochat.parallel.sharding import sharded_model
 from nanochat.plan import batch, sizes
-from nanochat.plan.hardware import Gpu, gpu_named
+from nanochat.plan.sizes import Shape
 from nanochat.tokenizer.tokenizer import Tokenizer
 from nanochat.train.card import model_card
 from nanochat.train.checkpoint import Checkpoints, RunState
 from nanochat.train.metrics import Metrics
 from nanochat.train.run_directory import StageDirectory
 from nanochat.train.settings import BaseTrainSettings
+from nanochat.train.step_plan import KeptPlan, half_of, horizon, job_of, plan_check, same_gpus, say_plan, split_of
 from nanochat.train.trainer import Evaluation, Trainer
 
 PROMPTS = ("The function returns", "The most important thing to know about", "If the file does not exist,", "Once upon a time")
 SAMPLE_TOKENS = 24
+AGAIN = "again"  # in a stage's directory: its ranks stopped together, and its launcher is to start them again
 
 
 def train_base(settings: BaseTrainSettings) -> None:
@@ -44,6 +48,7 @@ def train_base(settings: BaseTrainSettings) -> None:
         stage = StageDirectory(settings.tag, "base")
         with contextlib.ExitStack() as stack:
             r.from_first(lambda: stack.enter_context(stage.locked()))
+            r.from_first(lambda: (stage.path / AGAIN).unlink(missing_ok=True))
             _train(settings, stage, r)
             r.barrier()
 
@@ -65,12 +70,10 @@ def _freeze(stage: StageDirectory, index: TokenIndex, settings: BaseTrainSetting
 
 def _train(settings: BaseTrainSettings, stage: StageDirectory, r: Ranks) -> None:
     s = settings
-    micro_batch_size, grad_accum_steps = batch.micro_batches(s.total_batch_size, s.max_seq_len, r.world_size, s.device_batch_size)
+    batch.micro_batches(s.total_batch_size, s.max_seq_len, r.world_size, s.device_batch_size)
+    same_gpus(r)
     dtype = resolve_precision(s.precision, r.device)
     tokenizer, index = _open_tokens(s)
-    num_iterations = batch.num_iterations(
-        s.depth, tokenizer.vocab_size, s.max_seq_len, s.total_batch_size, s.num_iterations, s.target_flops, s.target_param_data_ratio
-    )
     identity = {
         "depth": s.depth,
         "vocab_size": tokenizer.vocab_size,
@@ -87,65 +90,90 @@ def _train(settings: BaseTrainSettings, stage: StageDirectory, r: Ranks) -> None
     train_samples = Samples(manifest, index.directory)
     val_samples = Samples(Manifest.of(index, "val", s.max_seq_len, s.seed), index.directory, shuffle=False)
 
-    model = GPT(GPTConfig.from_depth(s.depth, tokenizer.vocab_size, s.max_seq_len))
-    model.init_weights(torch.Generator().manual_seed(s.seed))
-    model.to(r.device)
-    optimizers = Optimizers(model, s, torch.bfloat16 if r.device.type == "cuda" and dtype != torch.float32 else torch.float32)
-    checkpoints = Checkpoints(stage.checkpoints)
-    state = checkpoints.load(model, optimizers)
-    _check_start(state, num_iterations, stage, r)
-    apply_precision(model, model.model.embed_tokens, dtype)
-    compiled = s.compile and compile_model(model, r.device)
+    shape = Shape(s.depth, tokenizer.vocab_size, s.max_seq_len)
+    job = job_of(shape, s.total_batch_size, s.device_batch_size, dtype, r)
+    kept = KeptPlan(stage.path / "step_plan.json", job, s)
+    plan = r.from_first(kept.choose)
+    usd_per_gpu_hour = s.usd_per_gpu_hour if s.usd_per_gpu_hour >= 0 else job.gpu.usd_per_hour
+    num_iterations = horizon(s, plan, usd_per_gpu_hour)
 
-    split = Split(r.rank, r.world_size, micro_batch_size, grad_accum_steps)
-    gpu = gpu_named(torch.cuda.get_device_name(r.device)) if r.device.type == "cuda" else None
-    _say_what_starts(s, r, split, num_iterations, identity, dtype, compiled, train_samples, state.step)
+    compiled = s.compile and can_compile(r.device)
+    prefer_cudnn_attention(r.device, dtype, shape.model_dim // shape.num_heads)
+    config = GPTConfig.from_depth(s.depth, tokenizer.vocab_size, s.max_seq_len)
+    model = sharded_model(config, r, r.mesh(), dtype, s.seed, recompute=plan.recompute, reshard=plan.reshard, compiled=compiled)
+    optimizers = Optimizers(model, s, newton_schulz_dtype(dtype, r.device))
+    checkpoints = Checkpoints(stage.checkpoints, r)
+    state = checkpoints.load(model, optimizers)
+    _check_start(state, num_iterations, stage)
+
+    _say_what_starts(s, r, num_iterations, identity, dtype, compiled, train_samples, state.step)
+    say_plan(plan)
     val_rows = max(1, min(val_samples.per_epoch, s.eval_tokens // s.max_seq_len))
     token_bytes = tokenizer.token_bytes()
+    alarm = Alarm(stage.path / AGAIN)
 
     def val_bpb() -> dict[str, float]:
-        return {"val_bpb": bits_per_byte(model, val_samples, val_rows, token_bytes, micro_batch_size, r)}
+        return {"val_bpb": bits_per_byte(model, val_samples, val_rows, token_bytes, trainer.split.micro_batch_size, r)}
 
     def samples() -> dict[str, float]:
-        if r.is_first:
-            for prompt in PROMPTS:
-                say(f"sample: {prompt}{complete(model, tokenizer, prompt, SAMPLE_TOKENS, temperature=0)}".replace("\n", "\\n"))
+        for prompt in PROMPTS:
+            text = complete(model, tokenizer, prompt, SAMPLE_TOKENS, temperature=0, agree=r.first_ones)
+            say(f"sample: {prompt}{text}".replace("\n", "\\n"))
         return {}
 
+    def out_of_memory(step: int, updating: bool) -> Split:
+        nonlocal plan
+        half = half_of(plan)
+        again = f"with {half.micro_batch_size} sequences at once instead of {plan.micro_batch_size}" if half else "when more is free"
+        message = f"step {step}: rank {r.rank} ran out of memory, which the planner did not expect: another process may be using it"
+
+        def last_words() -> tuple[str, bool]:
+            if half:
+                kept.keep(half)
+            return f"{message}; every rank stops, and the same command goes on from the last checkpoint {again}", half is not None
+
+        if half is None or updating or r.world_size > 1 or not can_recover(model):
+            alarm.stop_all(last_words)
+        warn(f"{message}; the step is tried again {again}")
+        kept.keep(half)
+        recover(model)
+        plan = half
+        return split_of(plan, r)
+
+    peak_flops = job.gpu.peak_bf16_flops * r.world_size if job.on_gpu else None
     metrics = Metrics(stage.path, s.wandb_run, {**asdict(s), **identity}, state.step) if r.is_first else None
+    trainer = Trainer(
+        ranks=r,
+        model=model,
+        optimizers=optimizers,
+        split=split_of(plan, r),
+        num_iterations=num_iterations,
+        batches=lambda split, first_sample: micro_batches(train_samples, split, first_sample, r.device),
+        evaluations=[Evaluation("val_bpb", s.eval_every, val_bpb), Evaluation("", s.sample_every, samples)],
+        checkpoints=checkpoints,
+        metrics=metrics,
+        save_every=s.save_every,
+        grad_clip=s.grad_clip,
+        flops_per_token=sizes.flops_per_token(s.depth, tokenizer.vocab_size, s.max_seq_len),
+        peak_flops=peak_flops,
+        usd_per_hour=usd_per_gpu_hour * r.world_size if job.on_gpu else 0.0,
+        out_of_memory=out_of_memory,
+        plan_check=plan_check(plan, r) if job.on_gpu and r.is_first else None,
+    )
     try:
-        Trainer(
-            ranks=r,
-            model=model,
-            optimizers=optimizers,
-            split=split,
-            num_iterations=num_iterations,
-            batches=lambda first_sample: micro_batches(train_samples, split, first_sample, r.device),
-            evaluations=[Evaluation("val_bpb", s.eval_every, val_bpb), Evaluation("", s.sample_every, samples)],
-            checkpoints=checkpoints,
-            metrics=metrics,
-            save_every=s.save_every,
-            grad_clip=s.grad_clip,
-            flops_per_token=sizes.flops_per_token(s.depth, tokenizer.vocab_size, s.max_seq_len),
-            peak_flops=gpu.peak_bf16_flops * r.world_size if gpu else None,
-            usd_per_hour=_usd_per_hour(s, gpu, r),
-        ).run(state)
+        trainer.run(state)
     finally:
+        alarm.close()
+        checkpoints.close()
         if metrics:
             metrics.close()
-    if r.is_first:
-        card = model_card(s.tag, s.depth, index.data, state, s.max_seq_len, tokenizer.vocab_size)
-        save_model(stage.model, model, tokenizer, dtype, card)
-        say(f"done: {stage.model}")
+    card = model_card(s.tag, s.depth, index.data, state, s.max_seq_len, tokenizer.vocab_size)
+    save_model(stage.model, model, tokenizer, dtype, card, r)
+    say(f"done: {stage.model}")
 
 
-def _check_start(state: RunState, num_iterations: int, stage: StageDirectory, r: Ranks) -> None:
-    """Raises UserError where the ranks would start from different states, or behind the end of the run."""
-    first_step = r.from_first(lambda: state.step)
-    if r.sum_(torch.tensor(float(state.step != first_step), device=r.device)).item():
-        raise UserError(
-            f"the nodes see different checkpoints in {stage.checkpoints}: NANOCHAT_BASE_DIR must be on a disk that all of them share"
-        )
+def _check_start(state: RunState, num_iterations: int, stage: StageDirectory) -> None:
+    """Raises UserError for a run that is behind its end already."""
     if state.step > num_iterations:
         raise UserError(
             f"{stage.path} is at step {state.step} already, beyond the {num_iterations} asked for: "
@@ -153,16 +181,9 @@ def _check_start(state: RunState, num_iterations: int, stage: StageDirectory, r:
         )
 
 
-def _usd_per_hour(s: BaseTrainSettings, gpu: Gpu | None, r: Ranks) -> float:
-    if s.usd_per_gpu_hour >= 0:
-        return s.usd_per_gpu_hour * r.world_size
-    return gpu.usd_per_hour * r.world_size if gpu else 0.0
-
-
 def _say_what_starts(
     s: BaseTrainSettings,
     r: Ranks,
-    split: Split,
     num_iterations: int,
     identity: dict[str, Any],
     dtype: torch.dtype,
@@ -181,11 +202,10 @@ def _say_what_starts(
         f"{str(dtype).removeprefix('torch.')}, {'compiled' if compiled else 'not compiled'}"
     )
     tokens = num_iterations * s.total_batch_size
-    epochs = num_iterations * split.samples_per_step / train_samples.per_epoch
+    epochs = tokens / s.max_seq_len / train_samples.per_epoch
     say(
-        f"{num_iterations:,} steps of {s.total_batch_size:,} tokens ({split.grad_accum_steps} × {split.micro_batch_size} sequences "
-        f"a rank): "
-        f"{tokens:,} tokens, {epochs:.2f} epochs of {train_samples.manifest.data} ({train_samples.manifest.tokenizer})"
+        f"{num_iterations:,} steps of {s.total_batch_size:,} tokens: {tokens:,} tokens, {epochs:.2f} epochs of "
+        f"{train_samples.manifest.data} ({train_samples.manifest.tokenizer})"
     )
     if epochs > 4:
         warn(

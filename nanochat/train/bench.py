@@ -1,154 +1,269 @@
-"""How fast the training step is, beside a straightforward float32 eager loop of the same model and batch."""
+"""How fast the training step is and what memory it takes: the trainer's own parts, on random data and weights."""
 
+import contextlib
+import datetime
 import json
+import math
+import os
 import statistics
+import sys
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from nanochat.common.console import say
+from nanochat.common.errors import UserError
+from nanochat.data.loader import Split
 from nanochat.model.config import GPTConfig
-from nanochat.model.gpt import GPT
-from nanochat.model.loss import softcap
+from nanochat.model.init import initial_std
 from nanochat.optim.build import Optimizers
-from nanochat.optim.newton_schulz import orthogonalize
 from nanochat.optim.settings import OptimizerSettings
-from nanochat.parallel.compiling import compile_model
-from nanochat.parallel.precision import apply_precision, resolve_precision
-from nanochat.train.bench_settings import BenchTrainSettings
+from nanochat.parallel.attention import prefer_cudnn_attention
+from nanochat.parallel.compiling import can_compile
+from nanochat.parallel.precision import newton_schulz_dtype, resolve_precision
+from nanochat.parallel.ranks import Ranks, ranks
+from nanochat.parallel.sharding import clip_gradients, sharded_model
+from nanochat.parallel.simulation import LonelyExchange, one_rank_of
+from nanochat.plan import measurements
+from nanochat.plan.choose import RESHARD, StepPlan, choose
+from nanochat.plan.hardware import parse_gpus
+from nanochat.plan.memory import GIB
+from nanochat.plan.recompute import Recompute
+from nanochat.plan.sizes import Shape
+from nanochat.plan.step import Job, traffic_time
+from nanochat.train.bench_baseline import eager_step
+from nanochat.train.bench_settings import OFF, BenchTrainSettings
+from nanochat.train.step import accumulate_gradients
+from nanochat.train.step_plan import job_of, say_plan, split_of
 from nanochat.train.trainer import peak_memory_gib
 
-MOMENTUM, MUON_LR, ADAM_LR = 0.95, 0.02, 0.004
-Phases = tuple[float, float, float]  # seconds of forward, backward, optimizer
+WARMUP_S = 8.0  # by then a GPU is at its power limit
+PROFILED_STEPS, TOP_KERNELS = 2, 20
+FALLBACK_STD = 0.02
+
+Batches = Iterator[tuple[Tensor, Tensor]]
 
 
-def random_model(settings: BenchTrainSettings, device: torch.device) -> GPT:
-    """A model none of whose weights is zero: products with zeros run faster than real ones."""
-    model = GPT(GPTConfig.from_depth(settings.depth, settings.vocab_size, settings.max_seq_len))
-    model.init_weights(torch.Generator().manual_seed(0))
-    for parameter in model.parameters():
-        if not parameter.any():
-            torch.nn.init.normal_(parameter, std=0.02)
-    return model.to(device)
+def nonzero_std(name: str, parameter: Tensor) -> float:
+    """The trainer's start, but no zeros: products with zeros draw less power and run faster than real ones."""
+    return initial_std(name, parameter) or FALLBACK_STD
+
+
+def random_batches(settings: BenchTrainSettings, split: Split, device: torch.device) -> Batches:
+    """Endless random micro-batches on the device."""
+    generator = torch.Generator(device=device).manual_seed(1 + split.rank)
+    while True:
+        shape = (split.micro_batch_size, settings.max_seq_len + 1)
+        rows = torch.randint(0, settings.vocab_size, shape, generator=generator, device=device)
+        yield rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
 
 
 class Clock:
-    """Seconds between ticks, with the GPU's work in them."""
+    """Seconds by phase, the GPU's work in them."""
 
     def __init__(self, device: torch.device):
-        self._device, self._last = device, time.perf_counter()
+        self._device = device
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._last = self._now()
 
-    def tick(self) -> float:
-        """Seconds since the last tick."""
+    def _now(self) -> float:
         if self._device.type == "cuda":
             torch.cuda.synchronize()
-        now = time.perf_counter()
-        passed, self._last = now - self._last, now
-        return passed
+        return time.perf_counter()
+
+    def tick(self, phase: str) -> None:
+        """What passed since the last tick belongs to `phase`."""
+        now = self._now()
+        self.seconds[phase] += now - self._last
+        self._last = now
 
 
-def our_step(
-    settings: BenchTrainSettings, device: torch.device, precision: Literal["auto", "fp32", "bf16"]
-) -> Callable[[Tensor, Tensor], Phases]:
-    """The trainer's own step: compiled blocks, fused head and loss, batched Muon."""
-    model = random_model(settings, device)
-    dtype = resolve_precision(precision, device)
-    optimizers = Optimizers(model, OptimizerSettings(), torch.bfloat16 if device.type == "cuda" else torch.float32)
-    apply_precision(model, model.model.embed_tokens, dtype)
-    compile_model(model, device)
+@dataclass
+class Bench:
+    """A model, its optimizers and random data, as the trainer would have them."""
 
-    def step(ids: Tensor, targets: Tensor) -> Phases:
-        clock = Clock(device)
-        loss = model(ids, targets) / ids.numel()
-        forward_s = clock.tick()
-        loss.backward()
-        backward_s = clock.tick()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizers.step(0, 100)
-        model.zero_grad(set_to_none=True)
-        return forward_s, backward_s, clock.tick()
+    settings: BenchTrainSettings
+    ranks: Ranks
+    dtype: torch.dtype
+    job: Job
+    plan: StepPlan
 
-    return step
+    def __post_init__(self) -> None:
+        s, r = self.settings, self.ranks
+        self.compiled = s.compile and can_compile(r.device)
+        config = GPTConfig.from_depth(s.depth, s.vocab_size, s.max_seq_len)
+        prefer_cudnn_attention(r.device, self.dtype, config.head_dim)
+        self.model = sharded_model(
+            config,
+            r,
+            r.mesh(),
+            self.dtype,
+            seed=0,
+            recompute=self.plan.recompute,
+            reshard=self.plan.reshard,
+            compiled=self.compiled,
+            std_of=nonzero_std,
+        )
+        exchange = LonelyExchange(r.mesh()) if s.simulate else None
+        self.optimizers = Optimizers(self.model, OptimizerSettings(), newton_schulz_dtype(self.dtype, r.device), exchange)
+        self.split = split_of(self.plan, r)
+        self.batches = random_batches(s, self.split, r.device)
+
+    def step(self, after: Callable[[str], object] = lambda phase: None) -> float:
+        """One step as the trainer makes it; returns its loss, and waits for the GPU."""
+        loss, _ = accumulate_gradients(self.model, self.batches, self.split, after)
+        clip_gradients(self.model, 1.0)
+        self.optimizers.step(0, 1000)
+        self.model.zero_grad(set_to_none=True)
+        after("optimizer")
+        return self.ranks.sum_(loss).item() * (self.ranks.world_size if self.settings.simulate else 1)
+
+    def timed(self) -> float:
+        """Seconds of one step."""
+        began = time.perf_counter()
+        loss = self.step()
+        if self.ranks.device.type == "cuda":
+            torch.cuda.synchronize()
+        if not math.isfinite(loss):
+            raise RuntimeError(f"the benchmark's loss became {loss}: its timings would not be those of training")
+        return time.perf_counter() - began
+
+    def phases(self) -> dict[str, float]:
+        """Seconds of forward, backward and optimizer of one step, with a wait for the GPU after each."""
+        clock = Clock(self.ranks.device)
+        self.step(clock.tick)
+        return clock.seconds
+
+    def profile(self) -> str:
+        """The kernels that take the most time, as a table."""
+        from torch.profiler import ProfilerActivity, profile
+
+        on_gpu = self.ranks.device.type == "cuda"
+        with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as profiler:
+            for _ in range(PROFILED_STEPS):
+                self.timed()
+        key = "self_cuda_time_total" if on_gpu else "self_cpu_time_total"
+        return profiler.key_averages().table(sort_by=key, row_limit=TOP_KERNELS, max_name_column_width=90)
 
 
-def eager_step(settings: BenchTrainSettings, device: torch.device) -> Callable[[Tensor, Tensor], Phases]:
-    """The same step as one would first write it: float32, eager, all logits at once, a matrix at a time."""
-    model = random_model(settings, device)
-    matrices = list(model.model.layers.parameters())
-    momenta = [torch.zeros_like(p) for p in matrices]
-    adamw = torch.optim.AdamW([model.model.embed_tokens.weight, model.lm_head.weight], lr=ADAM_LR, betas=(0.8, 0.95), eps=1e-10)
-
-    def step(ids: Tensor, targets: Tensor) -> Phases:
-        clock = Clock(device)
-        logits = softcap(F.linear(model.model(ids), model.lm_head.weight), model.config.logit_softcap)
-        loss = F.cross_entropy(logits.view(-1, logits.size(-1)), targets.view(-1))
-        forward_s = clock.tick()
-        loss.backward()
-        backward_s = clock.tick()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        adamw.step()
-        with torch.no_grad():
-            for p, momentum in zip(matrices, momenta, strict=True):
-                assert p.grad is not None
-                momentum.lerp_(p.grad, 1 - MOMENTUM)
-                update = orthogonalize(p.grad.lerp(momentum, MOMENTUM)[None], torch.float32)[0]
-                p.sub_(update, alpha=MUON_LR * max(1.0, p.size(0) / p.size(1)) ** 0.5)
-        model.zero_grad(set_to_none=True)
-        return forward_s, backward_s, clock.tick()
-
-    return step
-
-
-@dataclass(frozen=True)
-class Timing:
-    """What one loop took."""
-
-    phases: list[Phases]
-    first_step_s: float
-
-    def summary(self, tokens: int) -> dict[str, float]:
-        """Medians over the steps."""
-        forward_s, backward_s, optimizer_s = (statistics.median(times) for times in zip(*self.phases, strict=True))
-        step_s = statistics.median(sum(phases) for phases in self.phases)
-        return {
-            "tok_per_s": tokens / step_s,
-            "step_s": step_s,
-            "forward_s": forward_s,
-            "backward_s": backward_s,
-            "optimizer_s": optimizer_s,
-            "first_step_s": self.first_step_s,
-        }
+@contextlib.contextmanager
+def _ranks(settings: BenchTrainSettings) -> Iterator[Ranks]:
+    if not settings.simulate:
+        with ranks() as real:
+            yield real
+        return
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("--simulate runs one rank alone: start it without torchrun, or leave it out")
+    with one_rank_of(settings.world_size) as simulated:
+        yield simulated
 
 
 def bench_train(settings: BenchTrainSettings) -> None:
-    """Time both loops in turn, so that what else the machine does meets both alike, and print the figures."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    generator = torch.Generator().manual_seed(1)
-    rows = torch.randint(0, settings.vocab_size, (settings.device_batch_size, settings.max_seq_len + 1), generator=generator).to(device)
-    ids, targets = rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
-    steps = {"ours": our_step(settings, device, settings.precision)} | (
-        {"eager": eager_step(settings, device)} if settings.baseline else {}
+    """Measure, and print the figures."""
+    with _ranks(settings) as r:
+        with contextlib.redirect_stdout(sys.stderr if settings.json else sys.stdout):
+            result, profile = _measure(settings, r)
+        if not r.is_first:
+            return
+        if settings.record:
+            measurements.record(_row(settings, result))
+        if profile:
+            say(profile)
+        if settings.json:
+            print(json.dumps(result))
+            return
+        for name, value in result.items():
+            text = f"{value:,.3f}" if isinstance(value, float) and value < 1000 else f"{value:,.0f}" if isinstance(value, float) else value
+            say(f"{name:>24}  {text}")
+
+
+def _measure(s: BenchTrainSettings, r: Ranks) -> tuple[dict[str, Any], str]:
+    dtype = resolve_precision(s.precision, r.device)
+    shape = Shape(s.depth, s.vocab_size, s.max_seq_len)
+    job = job_of(shape, s.tokens(r.world_size), s.sequences, dtype, r)
+    if s.record and not job.on_gpu:
+        raise UserError("--record: the planner's table holds GPUs only, and this machine has none")
+    recompute = None if s.recompute == "auto" else Recompute.parse(s.recompute, s.depth)
+    plan = choose(job, None if s.micro_batch_size == OFF else s.micro_batch_size, recompute, RESHARD[s.reshard_after_forward])
+    say_plan(plan)
+    bench = Bench(s, r, dtype, job, plan)
+    first_step_s = bench.timed()
+    warmup_s = s.warmup_s if s.warmup_s != OFF else WARMUP_S if job.on_gpu else 0.0
+    passed = bench.timed()
+    while passed < warmup_s:
+        passed += bench.timed()
+    if job.on_gpu:
+        torch.cuda.reset_peak_memory_stats(r.device)
+    eager = eager_step(s, bench.split.micro_batch_size, r.device) if s.baseline else None
+    step_s, eager_s = [], []
+    for _ in range(s.num_iterations):
+        step_s.append(bench.timed())
+        if eager:
+            eager_s.append(eager())
+    phases = [bench.phases() for _ in range(min(3, s.num_iterations))]
+    result = _result(s, r, plan, statistics.median(step_s), first_step_s)
+    result |= {f"{name}_s": statistics.median(each[name] for each in phases) for name in ("forward", "backward", "optimizer")}
+    if eager:
+        eager_tok_per_s = bench.split.micro_batch_size * s.max_seq_len / statistics.median(eager_s)
+        result |= {"eager_tok_per_s": eager_tok_per_s, "ratio": result["tok_per_s"] / eager_tok_per_s}
+    return result, bench.profile() if s.profile else ""
+
+
+def _result(s: BenchTrainSettings, r: Ranks, plan: StepPlan, step_s: float, first_step_s: float) -> dict[str, Any]:
+    """The figures: speeds of this rank; memory in GiB; times in seconds; then what was run."""
+    job = plan.job
+    on_gpu = job.on_gpu
+    tok_per_s = job.total_batch_size / r.world_size / step_s
+    return {
+        "tok_per_s": tok_per_s,
+        "mfu": tok_per_s * job.shape.flops_per_token / job.gpu.peak_bf16_flops if on_gpu else None,
+        "peak_allocated_gib": peak_memory_gib(r.device),
+        "peak_reserved_gib": torch.cuda.max_memory_reserved(r.device) / GIB if on_gpu else None,
+        "predicted_allocated_gib": plan.allocated_gib,
+        "step_s": step_s,
+        "predicted_step_s": plan.time.total - (plan.time.communication if s.simulate else 0) if on_gpu else None,
+        "traffic_s": traffic_time(job, plan.grad_accum_steps, plan.reshard) if on_gpu else None,
+        "first_step_s": first_step_s,
+        "device": torch.cuda.get_device_name(r.device) if on_gpu else "CPU",
+        "gpu": job.gpu.name,
+        "precision": job.precision,
+        "depth": s.depth,
+        "max_seq_len": s.max_seq_len,
+        "vocab_size": s.vocab_size,
+        "world_size": r.world_size,
+        "simulated": s.simulate,
+        "total_batch_size": job.total_batch_size,
+        "micro_batch_size": plan.micro_batch_size,
+        "grad_accum_steps": plan.grad_accum_steps,
+        "recompute": plan.recompute_text,
+        "reshard": plan.reshard,
+        "compiled": s.compile,
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+    }
+
+
+def _row(s: BenchTrainSettings, result: dict[str, Any]) -> measurements.Measurement:
+    """The result as a row of the planner's table. Raises UserError for what does not belong there."""
+    if not s.simulate:
+        raise UserError("--record: the table holds single ranks without traffic; give --simulate too, with --world_size=8")
+    parse_gpus(result["gpu"])
+    same = ("gpu", "precision", "depth", "vocab_size", "micro_batch_size", "grad_accum_steps", "recompute", "reshard", "world_size")
+    figures = ("tok_per_s", "mfu", "step_s", "peak_allocated_gib", "peak_reserved_gib", "torch", "cuda")
+    command = (
+        f"python -m scripts.bench_train --simulate --world_size={s.world_size} --depth={s.depth} --max_seq_len={s.max_seq_len} "
+        f"--device_batch_size={s.sequences} --total_batch_size={result['total_batch_size']} --precision={result['precision']} "
+        f"--micro_batch_size={result['micro_batch_size']} --recompute={result['recompute']}"
     )
-    first, phases = {}, {name: [] for name in steps}  # type: dict[str, float], dict[str, list[Phases]]
-    for name, step in steps.items():
-        first[name] = sum(step(ids, targets))
-        step(ids, targets)
-    for _ in range(settings.num_iterations):
-        for name, step in steps.items():
-            phases[name].append(step(ids, targets))
-    tokens = ids.numel()
-    result = Timing(phases["ours"], first["ours"]).summary(tokens)
-    result["peak_memory_gib"] = peak_memory_gib(device)
-    if settings.baseline:
-        result["eager_tok_per_s"] = Timing(phases["eager"], first["eager"]).summary(tokens)["tok_per_s"]
-        result["ratio"] = result["tok_per_s"] / result["eager_tok_per_s"]
-    if settings.json:
-        print(json.dumps(result))
-        return
-    for name, value in result.items():
-        say(f"{name:>18}  {value:,.3f}" if value < 100 else f"{name:>18}  {value:,.0f}")
+    return measurements.Measurement(
+        **{name: result[name] for name in (*same, *figures)},
+        seq_len=s.max_seq_len,
+        date=datetime.datetime.now(datetime.UTC).date().isoformat(),
+        command=command,
+        source="bench_train",
+    )

@@ -4,33 +4,75 @@ from dataclasses import dataclass
 from typing import Literal
 
 from nanochat.common.errors import UserError
-from nanochat.plan import sizes
+from nanochat.plan import batch, sizes
+from nanochat.plan.recompute import Recompute
+from nanochat.plan.settings import BATCHES, DEFAULT_BATCH, OFF
 
 
 @dataclass(frozen=True)
 class BenchTrainSettings:
-    """Time the training step on random data and weights; the defaults are the rehearsal's shape."""
+    """Measure the training step on random data and weights, as one rank of many or on the ranks that torchrun starts."""
 
     depth: int = 4
     """Layers."""
-    vocab_size: int = 4096
+    vocab_size: int = 65_536
     """Entries of the vocabulary."""
-    max_seq_len: int = 512
+    max_seq_len: int = 2048
     """Tokens of a sequence."""
-    device_batch_size: int = 8
-    """Sequences of a step."""
+    device_batch_size: int = OFF
+    """Sequences a GPU handles per pass; -1 for the guide's at depths 38 and 52, else 32."""
+    total_batch_size: int = OFF
+    """Tokens of a step, over all ranks; -1 for what device_batch_size makes in one pass."""
+    world_size: int = 1
+    """Ranks that share the weights, with --simulate; without it torchrun says how many."""
+    simulate: bool = False
+    """Run one rank of world_size, alone: its true memory and computing; the traffic is added from the planner's table, shown apart."""
+    micro_batch_size: int = OFF
+    """Sequences that a GPU holds at once; -1 for the planner's choice."""
+    recompute: str = "auto"
+    """What the backward pass computes again, as base_train takes it."""
+    reshard_after_forward: Literal["auto", "always", "never"] = "auto"
+    """Whether whole weights are given up after a layer's forward pass; auto for the planner's choice."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Number format of the computation."""
+    compile: bool = True
+    """Compile the blocks and the loss."""
     num_iterations: int = 10
     """Steps that are timed."""
-    baseline: bool = True
-    """Time a straightforward float32 eager loop too, in turn with ours."""
+    warmup_s: float = OFF
+    """Seconds of steps before those, at least; -1 for 8 on a GPU, which then has come to its power limit, and one step on a CPU."""
+    baseline: bool = False
+    """Time a straightforward float32 eager loop too, in turn with ours; for small sizes."""
+    record: bool = False
+    """Write the result into the planner's table of measurements."""
+    profile: bool = False
+    """Show the kernels that take the most time."""
     json: bool = False
     """Print one JSON object."""
+
+    @property
+    def sequences(self) -> int:
+        """Sequences a GPU handles per pass."""
+        return self.device_batch_size if self.device_batch_size != OFF else BATCHES.get(self.depth, DEFAULT_BATCH)[0]
+
+    def tokens(self, world_size: int) -> int:
+        """Tokens of a step over all ranks."""
+        return self.total_batch_size if self.total_batch_size != OFF else self.sequences * self.max_seq_len * world_size
 
     def check(self) -> None:
         """Raises UserError for a value that is wrong."""
         sizes.check_depth(self.depth)
-        for name in ("vocab_size", "max_seq_len", "device_batch_size", "num_iterations"):
+        for name in ("vocab_size", "max_seq_len", "world_size", "num_iterations"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name}={getattr(self, name)}: must be 1 or more")
+        for name in ("device_batch_size", "total_batch_size", "micro_batch_size"):
+            if getattr(self, name) < 1 and getattr(self, name) != OFF:
+                raise UserError(f"--{name}={getattr(self, name)}: must be 1 or more, or -1")
+        if self.recompute != "auto":
+            Recompute.parse(self.recompute, self.depth)
+        if self.world_size > 1 and not self.simulate:
+            raise UserError(f"--world_size={self.world_size}: needs --simulate; to run on real ranks start this with torchrun instead")
+        if self.simulate:
+            batch.micro_batches(self.tokens(self.world_size), self.max_seq_len, self.world_size, self.sequences)
+        if self.baseline and (self.simulate or self.record):
+            raise UserError("--baseline runs the whole step on one device: leave out --simulate and --record")

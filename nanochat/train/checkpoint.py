@@ -1,20 +1,29 @@
-"""Checkpoints: all that a run needs to go on as if it had never stopped."""
+"""Checkpoints: all that a run needs to go on as if it had never stopped, at any number of ranks."""
 
 import re
-import shutil
+from concurrent.futures import Future, wait
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from nanochat.common.console import warn
 from nanochat.common.errors import UserError
-from nanochat.common.files import atomic_path, read_json, save_safetensors, write_json
+from nanochat.common.files import discard, read_json
 from nanochat.model.gpt import GPT
 from nanochat.optim.build import Optimizers
+from nanochat.parallel.ranks import PATIENCE, Ranks
+from nanochat.parallel.sharding import reshard
+from nanochat.train.checkpoint_files import STATE_FILE, StepReader, StepWriter, missing_part, read_metadata
 
 KEEP = 2
+LOOK_EVERY_S = 1.0
 
 
 @dataclass
@@ -33,6 +42,7 @@ class RunState:
 
 def named_tensors(model: GPT, optimizers: Optimizers) -> dict[str, Tensor]:
     """Every tensor that training changes: `model.NAME`, and `optimizer.KEY.NAME` for what the optimizers keep of it."""
+    reshard(model)  # optimizers know the parameters by their shards
     tensors = {f"model.{name}": parameter.detach() for name, parameter in model.named_parameters()}
     for name, parameter in model.named_parameters():
         for optimizer in optimizers.all:
@@ -42,60 +52,139 @@ def named_tensors(model: GPT, optimizers: Optimizers) -> dict[str, Tensor]:
 
 
 class Checkpoints:
-    """The checkpoints of one stage of a run: directories `step_00000100`, complete or absent; the last two are kept."""
+    """The checkpoints of one stage of a run: directories `step_00000100`, complete or absent; the last two are kept.
 
-    def __init__(self, directory: Path):
-        self.directory = directory
+    They are written while training goes on. Every rank makes one of these and calls its methods alike.
+    """
+
+    def __init__(self, directory: Path, ranks: Ranks):
+        self.directory, self.ranks = directory, ranks
+        # A save's collectives run in a thread beside training's: in a group of their own they cannot get in each other's way.
+        self._group = dist.new_group(backend="gloo", timeout=PATIENCE)
+        self._writer: StepWriter | None = None
+        self._written: Future[Metadata] = Future()
 
     def all(self) -> list[Path]:
         """Those that are there, oldest first."""
         return sorted(p for p in self.directory.glob("step_*") if re.fullmatch(r"step_\d{8}", p.name))
 
     def save(self, state: RunState, model: GPT, optimizers: Optimizers) -> Path:
-        """Write a checkpoint, then remove those older than the last two."""
+        """Begin to write a checkpoint of what the tensors hold now; returns the path where it will stand.
+
+        A save that is still under way is waited for; then one copy of the tensors is made on the CPU, and training may change them.
+        """
+        self.wait()
         path = self.directory / f"step_{state.step:08d}"
-        with atomic_path(path) as aside:
-            aside.mkdir()
-            tensors = {name: tensor.cpu().contiguous() for name, tensor in named_tensors(model, optimizers).items()}
-            save_safetensors(aside / "state.safetensors", tensors)
-            write_json(aside / "state.json", asdict(state))
-        for old in self.all()[:-KEEP]:
-            shutil.rmtree(old)
+        self._writer = StepWriter(path, asdict(state), partial(self._remove_others, path))
+        written = dcp.async_save(named_tensors(model, optimizers), storage_writer=self._writer, process_group=self._group)
+        assert isinstance(written, Future)
+        self._written = written
         return path
 
-    def load(self, model: GPT, optimizers: Optimizers) -> RunState:
-        """Bring model and optimizers to the newest checkpoint that can be read; where there is none, return a new state.
+    def poll(self) -> Path | None:
+        """The checkpoint that was under way, once, when it stands on disk; else None. Costs little: call it after every step.
 
-        Raises UserError when its tensors are not those of this model, or when all that are there are damaged.
+        Raises what has gone wrong with it on any rank, on every rank: OSError where a disk failed.
         """
-        found = self.all()
+        if self._writer is None:
+            return None
+        done = self._written.done()
+        failed = done and (self._written.exception() is not None or self._writer.error is not None)
+        counts = torch.tensor([float(done), float(failed)], device=self.ranks.device)
+        all_done, any_failed = self.ranks.sum_(counts).tolist()
+        if any_failed:
+            error = self._first_error(self._writer.error or (_as_text(self._written.exception()) if done else None))
+            self._writer = None
+            raise error or AssertionError("a rank counted an error that no rank has")
+        if all_done < self.ranks.world_size:
+            return None
+        path, self._writer = self._writer.destination, None
+        return path
+
+    def wait(self) -> Path | None:
+        """Wait until the checkpoint that is under way stands on disk; returns and raises as poll does."""
+        while self._writer is not None:
+            wait([self._written], timeout=LOOK_EVERY_S)  # not longer: another rank may have failed
+            if path := self.poll():
+                return path
+        return None
+
+    def close(self) -> None:
+        """Let this rank's part of a save that is under way come to its end, whatever that is: for leaving after an error."""
+        if self._writer is not None:
+            wait([self._written])
+
+    def load(self, model: GPT, optimizers: Optimizers) -> RunState:
+        """Bring model and optimizers to the newest checkpoint that is whole; where there is none, return a new state.
+
+        Each rank reads the parts that it holds, however many ranks wrote them. Raises UserError when a checkpoint's tensors are
+        not those of this model, or when all that are there are damaged.
+        """
+        found = self.ranks.from_first(self.all)
+        if not found:
+            return RunState()
+        optimizers.init_state()
+        tensors = named_tensors(model, optimizers)
+        shapes = {name: tensor.shape for name, tensor in tensors.items()}
         for path in reversed(found):
-            try:
-                return _load(path, model, optimizers)
-            except (OSError, ValueError, TypeError, SafetensorError) as error:
-                warn(f"{path} is damaged ({error}); the checkpoint before it is tried")
-        if found:
-            raise UserError(f"every checkpoint in {self.directory} is damaged: remove that directory to begin anew")
-        return RunState()
+            opened = self.ranks.from_first(partial(_open, path, shapes))
+            if opened is None:
+                continue
+            state, metadata = opened
+            error = self._read(path, metadata, tensors)
+            if error is None:
+                return state
+            _warn_damaged(path, error)
+        raise UserError(f"every checkpoint in {self.directory} is damaged: remove that directory to begin anew")
+
+    def _read(self, path: Path, metadata: Metadata, tensors: dict[str, Tensor]) -> Exception | None:
+        """Read a checkpoint in place; returns what any rank could not read, on every rank."""
+        reader = StepReader(path, metadata)
+        try:
+            dcp.load(dict(tensors), storage_reader=reader, process_group=self._group)
+        except CheckpointException as error:
+            return self._first_error(RuntimeError(str(error).strip().splitlines()[-1]))
+        return self._first_error(reader.error)
+
+    def _first_error(self, error: Exception | None) -> Exception | None:
+        """The error of the lowest rank that has one, on every rank."""
+        errors: list[Exception | None] = [None] * self.ranks.world_size
+        dist.all_gather_object(errors, error)
+        return next((each for each in errors if each is not None), None)
+
+    def _remove_others(self, newest: Path) -> None:
+        """Remove all but `newest` and what goes with it: those before the last two, and damaged ones of later steps."""
+        older = [path for path in self.all() if path < newest]
+        for path in self.all():
+            if path != newest and path not in older[1 - KEEP :]:
+                discard(path)
 
 
-def _load(path: Path, model: GPT, optimizers: Optimizers) -> RunState:
-    state = RunState(**read_json(path / "state.json"))
-    parameters = dict(model.named_parameters())
-    owners = {p: o for o in optimizers.all for group in o.param_groups for p in group["params"]}
-    with safe_open(path / "state.safetensors", framework="pt") as file:
-        names = set(file.keys())
-        missing = {f"model.{name}" for name in parameters} - names
-        if missing:
-            raise UserError(f"{path} has no tensor {min(missing)}: it is another model's checkpoint; choose another --model_tag")
-        for full_name in names:
-            kind, rest = full_name.split(".", 1)
-            key, name = ("", rest) if kind == "model" else rest.split(".", 1)
-            value, parameter = file.get_tensor(full_name), parameters.get(name)
-            if parameter is None or (value.dim() and value.shape != parameter.shape):
-                raise UserError(f"{path}: {name} of shape {tuple(value.shape)} is not this model's; choose another --model_tag")
-            if kind == "model":
-                parameter.data.copy_(value)
-            else:
-                owners[parameter].state[parameter][key] = value.to(parameter.device)
-    return state
+def _as_text(error: BaseException | None) -> Exception | None:
+    return None if error is None else RuntimeError(f"{type(error).__name__}: {error}")
+
+
+def _warn_damaged(path: Path, error: Exception) -> None:
+    warn(f"{path} is damaged ({error}); the checkpoint before it is tried")
+
+
+def _open(path: Path, shapes: dict[str, torch.Size]) -> tuple[RunState, Metadata] | None:
+    """The state and the metadata of a checkpoint; None, after a warning, when it is not whole.
+
+    Raises UserError when its tensors do not have these names and shapes.
+    """
+    try:
+        state = RunState(**read_json(path / STATE_FILE))
+        metadata = read_metadata(path)
+        if missing := missing_part(path, metadata):
+            raise ValueError(missing)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        _warn_damaged(path, error)
+        return None
+    saved = {name: m.size for name, m in metadata.state_dict_metadata.items() if isinstance(m, TensorStorageMetadata)}
+    for name in sorted(shapes.keys() - saved.keys()):
+        raise UserError(f"{path} has no tensor {name}: it is another model's checkpoint; choose another --model_tag")
+    for name, shape in sorted(saved.items()):
+        if shapes.get(name) != shape:
+            raise UserError(f"{path}: {name} of shape {tuple(shape)} is not this model's; choose another --model_tag")
+    return state, metadata

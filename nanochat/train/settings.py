@@ -7,6 +7,7 @@ from typing import Literal
 from nanochat.common.errors import UserError
 from nanochat.optim.settings import OptimizerSettings
 from nanochat.plan import batch, sizes
+from nanochat.plan.recompute import Recompute
 
 OFF = -1
 
@@ -20,9 +21,15 @@ class TrainSettings(OptimizerSettings):
     model_tag: str = ""
     """Name of the run's directory. Default: d and the depth."""
     device_batch_size: int = 32
-    """Sequences a GPU handles per pass; the largest share of it that divides the batch evenly is used."""
+    """Sequences a GPU handles per pass; what is allocated at once is the micro-batch, chosen to fit and to be fast."""
     total_batch_size: int = 524_288
     """Tokens of a step, over all ranks and micro-batches."""
+    micro_batch_size: int = OFF
+    """Sequences that a GPU holds at once; -1 for the planner's choice, at most device_batch_size."""
+    recompute: str = "auto"
+    """What the backward pass computes again: auto, none, elementwise, mlp, block, or one for some layers only, as in mlp:20."""
+    reshard_after_forward: Literal["auto", "always", "never"] = "auto"
+    """Whether whole weights are given up after a layer's forward pass; auto for the planner's choice."""
     precision: Literal["auto", "fp32", "bf16", "fp8"] = "auto"
     """Number format of the computation; auto is bf16 where the hardware has it, else fp32."""
     compile: bool = True
@@ -53,6 +60,8 @@ class TrainSettings(OptimizerSettings):
         for name in ("device_batch_size", "total_batch_size", "eval_tokens"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name}={getattr(self, name)}: must be 1 or more")
+        if self.micro_batch_size < 1 and self.micro_batch_size != OFF:
+            raise UserError(f"--micro_batch_size={self.micro_batch_size}: must be 1 or more, or -1 for the planner's choice")
         for name in ("eval_every", "sample_every", "save_every"):
             if getattr(self, name) < 1 and getattr(self, name) != OFF:
                 raise UserError(f"--{name}={getattr(self, name)}: must be 1 or more, or -1 for never")
@@ -88,6 +97,10 @@ class BaseTrainSettings(TrainSettings):
     """FLOPs to spend, which fixes the steps; -1 to follow from target_param_data_ratio."""
     target_param_data_ratio: float = 8
     """Tokens per parameter, which fixes the steps; Chinchilla's is 20, this architecture's optimum near 8."""
+    target_hours: float = OFF
+    """Hours to train, which fix the steps by the planner's speed; -1 to follow from the others."""
+    target_usd: float = OFF
+    """US dollars to spend, which fix the steps by the planner's speed and price; -1 to follow from the others."""
     core_metric_every: int = OFF
     """Steps between evaluations of the CORE metric; -1 for never."""
 
@@ -106,4 +119,6 @@ class BaseTrainSettings(TrainSettings):
             raise UserError(f"--num_iterations={self.num_iterations}: must be 1 or more, or -1 to follow from the other two")
         if self.core_metric_every != OFF:
             raise UserError(f"--core_metric_every={self.core_metric_every}: the CORE metric is not part of this version; leave it at -1")
+        if self.recompute != "auto":
+            Recompute.parse(self.recompute, self.depth)
         batch.micro_batches(self.total_batch_size, self.max_seq_len, int(os.environ.get("WORLD_SIZE", "1")), self.device_batch_size)

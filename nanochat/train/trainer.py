@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -17,14 +18,18 @@ from nanochat.common.errors import Stopped, UserError
 from nanochat.data.loader import Split
 from nanochat.model.gpt import GPT
 from nanochat.optim.build import Optimizers
+from nanochat.parallel.out_of_memory import is_out_of_memory
 from nanochat.parallel.ranks import Ranks
+from nanochat.parallel.sharding import clip_gradients, reshard
 from nanochat.train.checkpoint import Checkpoints, RunState
 from nanochat.train.metrics import Metrics, StepLine
+from nanochat.train.plan_check import PlanCheck
+from nanochat.train.step import accumulate_gradients
 from nanochat.train.stopping import StopRequest
 
 RECENT_STEPS = 20
 
-Batches = Callable[[int], Iterator[tuple[Tensor, Tensor]]]
+Batches = Callable[[Split, int], Iterator[tuple[Tensor, Tensor]]]
 
 
 @dataclass(frozen=True)
@@ -59,10 +64,11 @@ class Trainer:
     model: GPT
     optimizers: Optimizers
     split: Split
+    """How a step is divided; its micro-batch is halved when the allocator fails."""
     num_iterations: int
     """Steps of the whole run."""
     batches: Batches
-    """Endless micro-batches, given the number of the first sample."""
+    """Endless micro-batches, given the split and the number of the first sample."""
     evaluations: list[Evaluation]
     checkpoints: Checkpoints
     metrics: Metrics | None
@@ -73,6 +79,12 @@ class Trainer:
     peak_flops: float | None
     """Of all GPUs together, FLOP/s; None where no peak is known."""
     usd_per_hour: float
+    out_of_memory: Callable[[int, bool], Split]
+    """Called with the number of the step that the allocator failed in, and whether it had begun to update the weights;
+    returns the split to try that step again with, or does not return."""
+    plan_check: PlanCheck | None
+    """Holds the first steps against what was predicted; None where nothing was."""
+    _updating: bool = False
     _began: float = 0.0
     _recent_step_s: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT_STEPS))
 
@@ -84,35 +96,38 @@ class Trainer:
         stop = StopRequest()
         self._began = time.perf_counter() - state.elapsed_s
         self._evaluate(state, only_missing=True)
-        batches = self.batches(state.samples)
+        batches = self.batches(self.split, state.samples)
         try:
             while state.step < self.num_iterations:
-                stopping = self._step(state, batches, stop)
+                try:
+                    stopping = self._step(state, batches, stop)
+                except (RuntimeError, MemoryError) as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    stopping = None
+                if stopping is None:  # outside of the except clause, which keeps the failed step's tensors alive
+                    batches.close()  # type: ignore[attr-defined]
+                    self.split = self.out_of_memory(state.step + 1, self._updating)
+                    batches = self.batches(self.split, state.samples)
+                    continue
+                self._say_saved(self.checkpoints.poll())
                 if stopping or state.step == self.num_iterations or (self.save_every > 0 and state.step % self.save_every == 0):
                     self._save(state)
                 if stopping and state.step < self.num_iterations:
+                    self._say_saved(self.checkpoints.wait())
                     raise Stopped(
                         f"stopped after step {state.step} and saved: the same command goes on from there" if self.ranks.is_first else ""
                     )
                 self._evaluate(state)
+            self._say_saved(self.checkpoints.wait())
         finally:
             batches.close()  # type: ignore[attr-defined]
 
     def _step(self, state: RunState, batches: Iterator[tuple[Tensor, Tensor]], stop: StopRequest) -> bool:
         """One optimizer step; returns whether any rank was asked to stop."""
         started = time.perf_counter()
-        seq_len, tokens = 0, 0
-        loss = torch.zeros((), device=self.ranks.device)
-        for _ in range(self.split.grad_accum_steps):
-            ids, targets = next(batches)
-            seq_len = ids.size(1)
-            tokens = self.split.samples_per_step * seq_len
-            micro_loss = self.model(ids, targets) / tokens  # the sum over all micro-batches and ranks is the mean
-            micro_loss.backward()
-            loss += micro_loss.detach()
-        parameters = list(self.model.parameters())
-        self.ranks.sum_gradients(parameters)
-        grad_norm = torch.nn.utils.clip_grad_norm_(parameters, self.grad_clip or float("inf"))
+        loss, tokens = accumulate_gradients(self.model, batches, self.split)
+        grad_norm = clip_gradients(self.model, self.grad_clip)
         agreed = self.ranks.sum_(torch.stack((loss, torch.tensor(float(stop.asked), device=loss.device))))
         loss_value, stopping = agreed.tolist()
         if not (math.isfinite(loss_value) and math.isfinite(float(grad_norm))):
@@ -120,7 +135,9 @@ class Trainer:
                 f"step {state.step + 1}: the loss is {loss_value}, the norm of its gradient {float(grad_norm)}; nothing was updated, and "
                 f"the last checkpoint stands in {self.checkpoints.directory}: lower the learning rates, then give the command again"
             )
+        self._updating = True
         lr_scale = self.optimizers.step(state.step, self.num_iterations)
+        self._updating = False
         self.model.zero_grad(set_to_none=True)
         if self.ranks.device.type == "cuda":
             torch.cuda.synchronize()
@@ -138,7 +155,7 @@ class Trainer:
                 "tok_per_sec": tokens / step_s,
                 "mfu": tokens / step_s * self.flops_per_token / self.peak_flops if self.peak_flops else None,
                 "mem_gib": peak_memory_gib(self.ranks.device),
-                "tokens": state.samples * seq_len,
+                "tokens": state.samples * (tokens // self.split.samples_per_step),
                 "elapsed_s": state.elapsed_s,
                 "step_s": step_s,
             }
@@ -146,6 +163,8 @@ class Trainer:
             self._recent_step_s.append(step_s)
             line = StepLine(self.num_iterations, self.usd_per_hour).text(row, statistics.median(self._recent_step_s))
             self.metrics.show(line, state.elapsed_s, force=state.step in (1, self.num_iterations))
+        if self.plan_check:
+            self.plan_check.step(step_s)
         return bool(stopping)
 
     def _evaluate(self, state: RunState, only_missing: bool = False) -> None:
@@ -156,6 +175,7 @@ class Trainer:
             if only_missing and self.ranks.from_first(lambda name=evaluation.name: self._recorded(name, state)):  # type: ignore[misc]
                 continue
             figures = evaluation.run()
+            reshard(self.model)
             state.extra |= figures
             if self.metrics and figures:
                 self.metrics.log({"step": state.step, "elapsed_s": state.elapsed_s, **figures})
@@ -170,5 +190,9 @@ class Trainer:
         return bool(figures)
 
     def _save(self, state: RunState) -> None:
-        path = self.ranks.from_first(lambda: self.checkpoints.save(state, self.model, self.optimizers))
-        say(f"step {state.step}: saved {path}")
+        self._say_saved(self.checkpoints.wait())
+        self.checkpoints.save(state, self.model, self.optimizers)
+
+    def _say_saved(self, path: Path | None) -> None:
+        if path:
+            say(f"saved {path}")

@@ -10,6 +10,7 @@ from nanochat.engine.generate import StaticKVCache, generate
 from nanochat.model.config import GPTConfig
 from nanochat.model.directory import load_model, save_model
 from nanochat.model.gpt import GPT
+from nanochat.model.init import init_weights
 from nanochat.plan import sizes
 from nanochat.tokenizer.tokenizer import Tokenizer
 
@@ -63,7 +64,7 @@ def test_every_field_of_transformers_config_is_set(tmp_path: Path) -> None:
 def test_a_cache_changes_nothing(pieces: list[int]) -> None:
     model = random_model(4)
     ids = torch.randint(0, 300, (2, 48), generator=torch.Generator().manual_seed(1))
-    cache = StaticKVCache(model.config, 2, 48, torch.device("cpu"), torch.float32)
+    cache = StaticKVCache(model.config, 2, 48)
     with torch.no_grad():
         parts = [model(part, cache=cache) for part in ids.split(pieces, dim=1)]
         torch.testing.assert_close(torch.cat(parts, dim=1), model(ids), atol=2e-5, rtol=0)
@@ -93,7 +94,7 @@ def test_sampling_repeats_with_its_seed_and_keeps_to_top_k() -> None:
 
 def test_the_start_has_the_right_spread_and_zeros() -> None:
     model = GPT(GPTConfig.from_depth(4, 4096, 32))
-    model.init_weights(torch.Generator().manual_seed(0))
+    init_weights(model, 0)
     for name, parameter in model.named_parameters():
         if name.endswith(("o_proj.weight", "fc2.weight", "lm_head.weight")):
             assert not parameter.any()

@@ -22,7 +22,7 @@ def reference(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor)
 def test_values_and_gradients_agree_with_float64(
     dtype: torch.dtype, tolerance: float, scale: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nanochat.model.loss.LOGITS_PER_CHUNK_CPU", 7 * 300)  # chunks of 7 tokens, the last one shorter
+    monkeypatch.setattr("nanochat.plan.memory.LOGITS_PER_CHUNK_CPU", 7 * 300)  # chunks of 7 tokens, the last one shorter
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(3, 11, 32, generator=generator).to(dtype)
     targets = torch.randint(0, 300, (3, 11), generator=generator)

@@ -232,7 +232,7 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(world: World, u
     directory = world.base / "runs/damaged/base"
     shutil.copytree(world.base / "runs/unbroken/base", directory)
     shutil.rmtree(directory / "model")
-    newest = directory / "checkpoints/step_00000024/state.safetensors"
+    newest = directory / "checkpoints/step_00000024/__0_0.distcp"
     newest.write_bytes(newest.read_bytes()[:-100])
     (directory / "checkpoints/.step_00000030.1.tmp").mkdir()
     finished = world.run("scripts.base_train", *FLAGS, "--model_tag=damaged")

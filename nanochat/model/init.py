@@ -1,0 +1,56 @@
+"""The weights that training starts from: a function of the seed, whoever holds which rows."""
+
+import hashlib
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from nanochat.model.gpt import GPT
+
+ROWS_AT_ONCE = 128  # rows that one seed makes: a rank that holds a part of a matrix makes little more than that part
+
+
+def initial_std(name: str, parameter: Tensor) -> float:
+    """The known-good start: embedding N(0, 1); matrices N(0, min(1, out/in) / in); output projections and head zero."""
+    if "embed_tokens" in name:
+        return 1.0
+    if name.endswith(("lm_head.weight", "o_proj.weight", "fc2.weight")):
+        return 0.0
+    fan_out, fan_in = parameter.shape
+    return math.sqrt(min(1.0, fan_out / fan_in) / fan_in)
+
+
+def normal_rows(name: str, first: int, rows: int, columns: int, std: float, seed: int) -> Tensor:
+    """Rows `first` to `first + rows` of the matrix that `name` and `seed` stand for, (rows, columns) float32 on the CPU."""
+    out = torch.empty(rows, columns)
+    row = first
+    while row < first + rows:
+        block, skip = divmod(row, ROWS_AT_ONCE)
+        digest = hashlib.sha256(f"{seed}/{name}/{block}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+        made = torch.empty(ROWS_AT_ONCE, columns).normal_(std=std, generator=generator)[skip : first + rows - row + skip]
+        out[row - first : row - first + len(made)] = made
+        row += len(made)
+    return out
+
+
+@torch.no_grad()
+def init_weights(
+    model: GPT,
+    seed: int,
+    rows_held: Callable[[Tensor], tuple[Tensor, int]] = lambda parameter: (parameter, 0),
+    std_of: Callable[[str, Tensor], float] = initial_std,
+) -> None:
+    """Give every parameter its start.
+
+    rows_held: the rows of a parameter that this process holds, and the number of the first; default all of them.
+    """
+    for name, parameter in model.named_parameters():
+        held, first = rows_held(parameter)
+        std = std_of(name, parameter)
+        if std == 0:
+            held.zero_()
+        else:
+            held.copy_(normal_rows(name, first, held.size(0), held.size(1), std, seed))

@@ -1,0 +1,94 @@
+"""A model whose weights are shared out over the ranks of a node and copied to every node (FSDP2, arXiv 2304.11277).
+
+Masters, gradients and the optimizer's state are float32 shards; a layer's weights are brought together in the compute dtype
+when it needs them, and its gradients are reduced to the shards after every micro-batch.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+from nanochat.model.config import GPTConfig
+from nanochat.model.gpt import GPT
+from nanochat.model.init import init_weights, initial_std
+from nanochat.parallel.compiling import compile_model
+from nanochat.parallel.ranks import Ranks
+from nanochat.parallel.recomputing import apply_recompute
+from nanochat.plan.recompute import Recompute
+
+
+def rows_held(parameter: Tensor) -> tuple[Tensor, int]:
+    """The rows of a parameter that this rank holds, (rows, …), and the number of the first of them."""
+    if not isinstance(parameter, DTensor):
+        return parameter, 0
+    mesh = parameter.device_mesh
+    chunk = -(-parameter.size(0) // mesh.size(mesh.ndim - 1))
+    return parameter.to_local(), min(chunk * mesh.get_local_rank(mesh.ndim - 1), parameter.size(0))
+
+
+def shard(model: GPT, mesh: DeviceMesh, compute_dtype: torch.dtype, reshard: bool) -> None:
+    """Share out the parameters over the mesh, in place; layer by layer, the embedding and the head each a group of its own.
+
+    reshard: whether a layer's whole weights are given up after its forward pass and brought together again for the backward
+    pass. The head's are not: its backward pass follows at once.
+    """
+    policy = MixedPrecisionPolicy(
+        param_dtype=None if compute_dtype == torch.float32 else compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
+    )
+    for module in (model.model.embed_tokens, *model.model.layers):
+        fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
+    fully_shard(model.lm_head, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+
+
+def reshard(model: GPT) -> None:
+    """Give up whole weights that a forward pass without a backward pass has left, so that parameters are shards again."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def set_is_last_backward(model: GPT, last: bool) -> None:
+    """Whether the next backward pass ends the step: until then reductions need not be waited for."""
+    assert isinstance(model, FSDPModule)
+    model.set_is_last_backward(last)
+
+
+def clip_gradients(model: GPT, max_norm: float) -> Tensor:
+    """Scale all gradients so that their norm over all ranks is at most `max_norm` (0: no limit); returns the norm before that."""
+    parameters = list(model.parameters())
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if isinstance(norm, DTensor):
+        norm = norm.full_tensor()
+    if max_norm:
+        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    return norm
+
+
+def sharded_model(
+    config: GPTConfig,
+    ranks: Ranks,
+    mesh: DeviceMesh,
+    compute_dtype: torch.dtype,
+    seed: int,
+    *,
+    recompute: Recompute,
+    reshard: bool,
+    compiled: bool,
+    std_of: Callable[[str, Tensor], float] = initial_std,
+) -> GPT:
+    """A new model, shared out, ready for training; no process ever holds more of the masters than its shards."""
+    with torch.device("meta"):
+        model = GPT(config)
+    apply_recompute(model, recompute)
+    if compiled:
+        compile_model(model)
+    shard(model, mesh, compute_dtype, reshard)
+    model.to_empty(device=ranks.device)
+    model.model.init_rotary()
+    init_weights(model, seed, rows_held, std_of)
+    return model

@@ -1,0 +1,104 @@
+"""What was measured of training steps, on which GPU: the table that the predictions are held to."""
+
+import json
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+
+from nanochat.common.errors import UserError
+from nanochat.plan.hardware import GPUS
+
+TABLE = Path(__file__).with_name("measurements.json")
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One configuration of one rank of `world_size`, measured on one GPU without communication."""
+
+    gpu: str
+    """Kind, as --gpus names it."""
+    precision: str
+    """bf16, fp32 or fp8."""
+    depth: int
+    """Layers."""
+    seq_len: int
+    """Tokens of a sequence."""
+    vocab_size: int
+    """Entries of the vocabulary."""
+    micro_batch_size: int
+    """Sequences of a micro-batch."""
+    grad_accum_steps: int
+    """Micro-batches of a step."""
+    recompute: str
+    """As --recompute takes it."""
+    reshard: bool
+    """Whether weights were given up after the forward pass."""
+    world_size: int
+    """Ranks that share the weights; one of them was run."""
+    tok_per_s: float
+    """Of the rank."""
+    mfu: float
+    """Share of the dense bf16 peak, by the convention of the plan."""
+    step_s: float
+    """Seconds of a step."""
+    peak_allocated_gib: float
+    """Peak of torch.cuda.max_memory_allocated()."""
+    peak_reserved_gib: float | None
+    """Peak of torch.cuda.max_memory_reserved(); None where it was not kept."""
+    torch: str
+    """Version."""
+    cuda: str
+    """Version."""
+    date: str | None
+    """ISO date; None where it was not kept."""
+    command: str | None
+    """What measures it again; None where that program is not part of this project."""
+    source: str
+    """`bench_train`; or `sketch`, an early program with the same sizes whose layers kept more for the backward pass."""
+    saved_widths: float | None = None
+    """Tensors of tokens × width that a layer kept, where they are not those of this model."""
+
+    @property
+    def configuration(self) -> tuple[object, ...]:
+        """What one row is kept of: the newest measurement of the same configuration takes its place."""
+        return (
+            *(self.gpu, self.precision, self.depth, self.seq_len, self.vocab_size, self.micro_batch_size, self.grad_accum_steps),
+            *(self.recompute, self.reshard, self.world_size, self.source),
+        )
+
+
+def read(path: Path | None = None) -> tuple[Measurement, ...]:
+    """All rows of a table; of the project's own where none is named."""
+    return tuple(Measurement(**row) for row in json.loads((path or TABLE).read_text(encoding="utf-8")))
+
+
+@cache
+def of_kind(gpu: str, precision: str) -> tuple[Measurement, ...]:
+    """The rows of one kind of GPU in one precision; those of a sketch only where nothing else was measured."""
+    rows = tuple(row for row in read() if (row.gpu, row.precision) == (gpu, precision))
+    return tuple(row for row in rows if row.source != "sketch") or rows
+
+
+def basis(gpu: str, precision: str) -> str:
+    """What predictions of speed for a kind of GPU rest on, in words."""
+    rows = of_kind(gpu, precision)
+    if not rows:
+        return "estimated"
+    if rows[0].source == "sketch":
+        return "from a sketch"
+    newest = max(rows, key=lambda row: row.date or "")
+    return f"measured {newest.date} with torch {newest.torch}, CUDA {newest.cuda}"
+
+
+def record(row: Measurement, path: Path | None = None) -> None:
+    """Add a row to a table, in place of an older one of the same configuration.
+
+    Raises UserError for a kind of GPU that is not in the planner's table.
+    """
+    from nanochat.common.files import write_json
+
+    if row.gpu not in [gpu.name for gpu in GPUS]:
+        raise UserError(f"{row.gpu} is not in the table of GPUs, so its measurement cannot be kept; add it to nanochat/plan/hardware.py")
+    rows = [each for each in read(path) if each.configuration != row.configuration]
+    write_json(path or TABLE, [asdict(each) for each in [*rows, row]])
+    of_kind.cache_clear()

@@ -1,0 +1,64 @@
+"""What is kept of a layer for the backward pass, and what is computed again there."""
+
+from dataclasses import dataclass
+
+from nanochat.common.errors import UserError
+from nanochat.plan.sizes import Shape
+
+LEVELS = ("none", "elementwise", "mlp", "block")
+
+
+@dataclass(frozen=True, order=True)
+class Recompute:
+    """The first `layers` layers recompute at `level`, the others at the level before it.
+
+    none keeps what the compiler thinks worth keeping; elementwise keeps the products and attention only, so norms, rotary
+    positions and relu² are computed again; mlp computes the first product of the MLP again too; block all of the layer.
+    """
+
+    level: int
+    """Index into LEVELS."""
+    layers: int
+    """How many layers."""
+
+    @classmethod
+    def parse(cls, text: str, depth: int) -> "Recompute":
+        """From `LEVEL` or `LEVEL:LAYERS`. Raises UserError for anything else."""
+        name, _, number = text.partition(":")
+        if name not in LEVELS or (number and not (number.isdecimal() and 0 < int(number) <= depth)):
+            raise UserError(
+                f"--recompute={text}: auto, {', '.join(LEVELS)}, or one of these for some layers only, as in mlp:{max(1, depth // 2)} "
+                f"(1 to {depth} layers)"
+            )
+        return cls(LEVELS.index(name), int(number) if number and name != "none" else depth)
+
+    def of_layer(self, layer: int) -> str:
+        """The level's name at a layer."""
+        return LEVELS[self.level if layer < self.layers else max(self.level - 1, 0)]
+
+    def text(self, depth: int) -> str:
+        """What `parse` takes."""
+        return LEVELS[self.level] + ("" if self.layers == depth else f":{self.layers}")
+
+
+def saved_bytes_per_token(shape: Shape, level: str, compute_bytes: int) -> int:
+    """Bytes of one layer that live from its forward to its backward pass, for each token, its input counted in.
+
+    In units of the width d: none keeps the input, its norm, q and k before and after their norms, v, attention's result, the
+    projection of it, its norm, the MLP's 4d before and after relu² (18); elementwise the input, q, k, v, attention's result, its
+    projection and the 4d (10); mlp is without the 4d (6); block has the input alone. To that come float32 factors of norms
+    and attention's log-sum-exp. tests/parallel/test_recompute.py counts what autograd really keeps.
+    """
+    d, heads = shape.model_dim, shape.num_heads
+    return {
+        "none": 18 * d * compute_bytes + (3 * heads + 2) * 4,
+        "elementwise": 10 * d * compute_bytes + heads * 4,
+        "mlp": 6 * d * compute_bytes + heads * 4,
+        "block": d * compute_bytes,
+    }[level]
+
+
+def saved_bytes_per_token_all_layers(shape: Shape, recompute: Recompute, compute_bytes: int) -> int:
+    """Of all layers together."""
+    kept = {level: saved_bytes_per_token(shape, level, compute_bytes) for level in LEVELS}
+    return recompute.layers * kept[recompute.of_layer(0)] + (shape.depth - recompute.layers) * kept[recompute.of_layer(recompute.layers)]

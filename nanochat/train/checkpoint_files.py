@@ -1,0 +1,136 @@
+"""One checkpoint on disk: every rank writes and reads its own part (torch.distributed.checkpoint).
+
+A failing disk is kept as `error`, not raised: torch hands exceptions on by pickling their frames, which Python 3.13 forbids and
+torch 2.11 does not know, so that the other ranks would wait for ever.
+"""
+
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import Metadata
+from torch.futures import Future
+
+from nanochat.common.errors import UserError
+from nanochat.common.files import fsync_path, publish, remove, write_json
+
+STATE_FILE = "state.json"
+
+
+def _done(value: Any) -> Future[Any]:
+    future: Future[Any] = Future()
+    future.set_result(value)
+    return future
+
+
+def _portable(error: BaseException, path: Path) -> Exception:
+    """What can be sent to other ranks of an error at `path`: the OSError or UserError in its chain, else its traceback as text."""
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, UserError):
+            return link
+        if isinstance(link, OSError) and link.errno is not None:
+            return OSError(link.errno, link.strerror, str(link.filename or path))
+        link = link.__cause__ or link.__context__
+    return RuntimeError("".join(traceback.format_exception(error)))
+
+
+def missing_part(path: Path, metadata: Metadata) -> str:
+    """The first file that the metadata names and that is not there in `path`, or not in full; empty where all are."""
+    lengths: dict[str, int] = {}
+    for part in metadata.storage_data.values():
+        lengths[part.relative_path] = max(lengths.get(part.relative_path, 0), part.offset + part.length)
+    for name, length in sorted(lengths.items()):
+        if not (path / name).is_file():
+            return f"{name} is missing"
+        found = (path / name).stat().st_size
+        if found < length:
+            return f"{name} has {found:,} bytes of {length:,}"
+    return ""
+
+
+def read_metadata(path: Path) -> Metadata:
+    """What a checkpoint holds, and where. Raises ValueError when that cannot be read."""
+    try:
+        metadata = FileSystemReader(path).read_metadata()
+    except Exception as error:  # unpickling damaged bytes raises anything
+        raise ValueError(f".metadata cannot be read ({error})") from error
+    if not isinstance(metadata, Metadata) or not isinstance(metadata.storage_data, dict):
+        raise ValueError(".metadata is not a checkpoint's")
+    return metadata
+
+
+class StepWriter(FileSystemWriter):
+    """Writes a checkpoint aside; when the parts of all ranks are on disk the first rank gives it its name."""
+
+    def __init__(self, path: Path, state: dict[str, Any], published: Callable[[], None]):
+        """path: the checkpoint; state: what goes into its state.json; published: called on the first rank when it stands."""
+        # Flushed here: torch's own fsync comes before its last flush. Nothing is copied ahead: the tensors are on the CPU by then.
+        super().__init__(path.with_name(f".{path.name}.tmp"), sync_files=False, per_thread_copy_ahead=0)
+        self.aside, self.destination, self.state, self.published = Path(self.path), path, state, published
+        self.error: Exception | None = None
+
+    def prepare_local_plan(self, plan: Any) -> Any:
+        """Nothing: directories are the first rank's to make."""
+        return plan
+
+    def prepare_global_plan(self, plans: list[Any]) -> list[Any]:
+        """On the first rank, before any rank writes: an empty directory aside."""
+        try:
+            remove(self.aside)
+            self.aside.mkdir(parents=True)
+        except OSError as error:
+            self.error = _portable(error, self.aside)
+        return super().prepare_global_plan(plans)
+
+    def write_data(self, plan: Any, planner: Any) -> Future[Any]:
+        """Write and flush this rank's part; its result is where what was written lies, or the error."""
+        try:
+            if not self.aside.is_dir():
+                raise UserError(
+                    f"{self.aside}, which the first rank has made, is not there for every rank: "
+                    "NANOCHAT_BASE_DIR must be on a disk that all nodes share"
+                )
+            written = super().write_data(plan, planner)
+            for name in {result.storage_data.relative_path for result in written.value()}:
+                fsync_path(self.aside / name)
+        except Exception as error:
+            self.error = self.error or _portable(error, self.aside)
+            return _done([self.error])
+        return written
+
+    def finish(self, metadata: Metadata, results: list[list[Any]]) -> None:
+        """On the first rank, when all have written: the checkpoint takes its name, or nothing is left of it."""
+        try:
+            for each in (each for result in results for each in result if isinstance(each, Exception)):
+                raise each
+            super().finish(metadata, results)
+            write_json(self.aside / STATE_FILE, self.state)
+            publish(self.aside, self.destination)
+            self.published()
+        except Exception as error:
+            self.error = _portable(error, self.destination)
+            remove(self.aside)
+
+
+class StepReader(FileSystemReader):
+    """Reads a checkpoint whose metadata the first rank has read for all."""
+
+    def __init__(self, path: Path, metadata: Metadata):
+        super().__init__(path)
+        self.metadata = metadata
+        self.error: Exception | None = None
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        """The metadata that was given."""
+        return self.metadata
+
+    def read_data(self, plan: Any, planner: Any) -> Future[Any]:
+        """Read what this rank holds, in place."""
+        try:
+            return super().read_data(plan, planner)
+        except Exception as error:
+            self.error = RuntimeError(f"{type(error).__name__}: {error}".splitlines()[0])
+            return _done(None)

@@ -1,0 +1,177 @@
+"""How a run's step is divided: the micro-batch and what is recomputed, chosen by the planner and kept with the run."""
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nanochat.common.console import say
+from nanochat.common.errors import UserError
+from nanochat.common.files import read_json, write_json
+from nanochat.data.loader import Split
+from nanochat.parallel.ranks import Ranks
+from nanochat.plan import batch
+from nanochat.plan.budget import steps_within
+from nanochat.plan.choose import RESHARD, StepPlan, choose
+from nanochat.plan.hardware import Gpu, cpu, gpu_from_properties, gpu_named
+from nanochat.plan.memory import GIB
+from nanochat.plan.recompute import Recompute
+from nanochat.plan.sizes import Shape
+from nanochat.plan.step import Job
+from nanochat.train.plan_check import PlanCheck
+from nanochat.train.settings import BaseTrainSettings, TrainSettings
+
+
+def available_memory_bytes() -> int:
+    """Memory of this machine that processes can still have."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def this_gpu(ranks: Ranks) -> Gpu:
+    """The device of a rank as the planner knows it; a GPU that is not in its table by what torch says of it."""
+    if ranks.device.type == "cpu":
+        return cpu(available_memory_bytes() / ranks.node_ranks / GIB)
+    properties = torch.cuda.get_device_properties(ranks.device)
+    memory_gib = properties.total_memory / GIB
+    known = gpu_named(properties.name)
+    if known:
+        return replace(known, memory_gib=memory_gib)
+    clock_hz = getattr(properties, "clock_rate", 0) * 1000
+    return gpu_from_properties(
+        properties.name, properties.total_memory, properties.multi_processor_count, clock_hz, (properties.major, properties.minor)
+    )
+
+
+def same_gpus(ranks: Ranks) -> None:
+    """Raises UserError where the ranks have GPUs of several kinds: all would wait for the slowest and fit the smallest."""
+    import torch.distributed as dist
+
+    if ranks.device.type == "cpu":
+        return
+    names: list[Any] = [None] * ranks.world_size
+    dist.all_gather_object(names, torch.cuda.get_device_name(ranks.device))
+    if len(set(names)) > 1:
+        found = ", ".join(f"{names.count(name)} × {name}" for name in sorted(set(names)))
+        raise UserError(
+            f"GPUs of several kinds: {found}; choose those of one kind with CUDA_VISIBLE_DEVICES and set NPROC_PER_NODE to match"
+        )
+
+
+@dataclass
+class KeptPlan:
+    """The plan of a run's step, in `step_plan.json`: a resumed run computes the same."""
+
+    path: Path
+    job: Job
+    settings: TrainSettings
+
+    @property
+    def _question(self) -> dict[str, Any]:
+        """What the choice depends on besides the machine; where it is as it was, the answer is too."""
+        s = self.settings
+        asked = {name: getattr(s, name) for name in ("device_batch_size", "total_batch_size", "micro_batch_size", "recompute")}
+        return {**asked, "reshard_after_forward": s.reshard_after_forward, "world_size": self.job.world_size, "gpu": self.job.gpu.name}
+
+    def choose(self) -> StepPlan:
+        """The plan: what was kept, else what the planner chooses now. Raises UserError when nothing fits."""
+        s, depth = self.settings, self.job.shape.depth
+        micro = s.micro_batch_size if s.micro_batch_size > 0 else None
+        recompute = None if s.recompute == "auto" else Recompute.parse(s.recompute, depth)
+        reshard = RESHARD[s.reshard_after_forward]
+        kept = self._kept()
+        if kept:
+            return choose(_boundless(self.job), kept["micro_batch_size"], Recompute.parse(kept["recompute"], depth), kept["reshard"])
+        plan = choose(self.job, micro, recompute, reshard)
+        self.keep(plan)
+        return plan
+
+    def _kept(self) -> dict[str, Any] | None:
+        try:
+            kept = dict(read_json(self.path))
+        except (OSError, ValueError, TypeError):
+            return None
+        return kept if kept.get("question") == self._question else None
+
+    def keep(self, plan: StepPlan) -> None:
+        """From now on this is the run's plan."""
+        answer = {
+            "question": self._question,
+            "micro_batch_size": plan.micro_batch_size,
+            "grad_accum_steps": plan.grad_accum_steps,
+            "recompute": plan.recompute_text,
+            "reshard": plan.reshard,
+            "predicted_peak_gib": plan.peak_gib,
+        }
+        write_json(self.path, answer)
+
+
+def _boundless(job: Job) -> Job:
+    """The job where memory is no question: what is kept did fit."""
+    return replace(job, gpu=replace(job.gpu, memory_gib=float("inf")))
+
+
+def half_of(plan: StepPlan) -> StepPlan | None:
+    """The plan with half the micro-batch, or the nearest below that divides; None when it is 1 already."""
+    sequences = plan.micro_batch_size * plan.grad_accum_steps
+    smaller = next((size for size in range(plan.micro_batch_size // 2, 0, -1) if sequences % size == 0), None)
+    return choose(_boundless(plan.job), smaller, plan.recompute, plan.reshard) if smaller else None
+
+
+def horizon(settings: BaseTrainSettings, plan: StepPlan, usd_per_gpu_hour: float) -> int:
+    """Steps of the run: iterations where they are given, else hours or dollars, else FLOPs, else tokens per parameter.
+
+    Raises UserError where hours or dollars do not buy a step, or cannot be turned into steps.
+    """
+    s, shape = settings, plan.job.shape
+    if s.num_iterations < 1 and max(s.target_hours, s.target_usd) > 0:
+        steps = steps_within(plan, s.target_hours, s.target_usd, usd_per_gpu_hour)
+        if not steps:
+            raise UserError(f"--target_hours and --target_usd buy less than one step, which takes {plan.time.total:.1f} s; give more")
+        return steps
+    return batch.num_iterations(
+        shape.depth, shape.vocab_size, shape.seq_len, s.total_batch_size, s.num_iterations, s.target_flops, s.target_param_data_ratio
+    )
+
+
+def job_of(shape: Shape, total_batch_size: int, device_batch_size: int, dtype: torch.dtype, ranks: Ranks) -> Job:
+    """What the planner must know of a run on these ranks."""
+    return Job(
+        shape=shape,
+        gpu=this_gpu(ranks),
+        world_size=ranks.world_size,
+        shard_ranks=ranks.node_ranks,
+        total_batch_size=total_batch_size,
+        device_batch_size=device_batch_size,
+        compute_bytes=dtype.itemsize,
+        on_gpu=ranks.device.type == "cuda",
+    )
+
+
+def say_plan(plan: StepPlan) -> None:
+    """The choice, and why, in a line."""
+    job, micro = plan.job, plan.micro_batch_size
+    asked = min(job.device_batch_size, micro * plan.grad_accum_steps)
+    at_once = f"{micro} sequences" if micro == asked else f"{micro} sequences, of the {asked} a pass that were asked for,"
+    say(
+        f"step: {plan.grad_accum_steps} × {at_once} at once on each rank, recompute {plan.recompute_text}, "
+        f"whole weights {'given up after each forward pass' if plan.reshard else 'kept through each pass'}: "
+        f"the fastest predicted that fits; predicted peak {plan.peak_gib:.1f} of {job.gpu.memory_gib:.1f} GiB"
+    )
+
+
+def split_of(plan: StepPlan, ranks: Ranks) -> Split:
+    """The split of the samples that a plan means."""
+    return Split(ranks.rank, ranks.world_size, plan.micro_batch_size, plan.grad_accum_steps)
+
+
+def plan_check(plan: StepPlan, ranks: Ranks) -> PlanCheck:
+    """What holds the first steps against the plan."""
+    return PlanCheck(plan.time.total, plan.allocated_gib, lambda: torch.cuda.max_memory_allocated(ranks.device) / GIB, plan.basis)

@@ -1,0 +1,62 @@
+"""What a run needs on disk: against the sources themselves, against sums by hand, and against the disk."""
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from nanochat.common.errors import UserError
+from nanochat.data.sources import NAMED
+from nanochat.plan.disk import TRAIN_SHARDS, check_disk, disk_of
+from nanochat.plan.sizes import Shape
+
+
+def test_the_sources_are_those_that_can_be_fetched() -> None:
+    assert {name: source.max_shards for name, source in NAMED.items() if source.repo} == TRAIN_SHARDS
+
+
+def test_a_3b_run_at_eight_tokens_a_parameter() -> None:
+    disk = disk_of(Shape(38), 24_126_686_720, "climbmix")
+    assert 463 < disk.text_shards < 463 * 1.05
+    assert disk.text_gb == pytest.approx((disk.text_shards + 1) * 0.1)
+    assert disk.tokens_gb == pytest.approx(48.3, rel=0.05)
+    assert disk.data_gb == pytest.approx(disk.text_gb + disk.tokens_gb)
+    assert disk.epochs == pytest.approx(463 / 6542, rel=0.01)
+    # Two checkpoints and a third being written, each of float32 masters, one number of state for a matrix's parameter and two for
+    # an embedding's; and the bf16 model.
+    matrices, tables = 12 * 2432**2 * 38, 2 * 65_536 * 2432
+    assert disk.checkpoint_gb == pytest.approx((3 * (8 * matrices + 12 * tables) + 2 * (matrices + tables)) / 1e9)
+
+
+def test_a_source_is_never_asked_for_more_than_it_has() -> None:
+    disk = disk_of(Shape(52), 10**12, "fineweb-edu")
+    assert disk.text_shards == 1822
+    assert disk.epochs == pytest.approx(10.5, abs=0.1)
+
+
+def with_free(monkeypatch: pytest.MonkeyPatch, base: Path, gb: float) -> None:
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(base))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=gb * 1e9))
+
+
+def test_a_disk_that_is_too_small_is_refused_with_what_is_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = disk_of(Shape(12), 1_500_000_000, "climbmix")
+    need = disk.data_gb + disk.checkpoint_gb
+    with_free(monkeypatch, tmp_path, need - 0.1)
+    with pytest.raises(UserError, match=rf"{tmp_path} has .* free, and this run needs {need:.1f} GB more .*NANOCHAT_BASE_DIR"):
+        check_disk(disk, "climbmix", 12)
+    with_free(monkeypatch, tmp_path, need + 0.1)
+    check_disk(disk, "climbmix", 12)
+
+
+def test_what_is_there_already_needs_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = disk_of(Shape(2), 52_000_000, "climbmix")
+    with_free(monkeypatch, tmp_path, disk.data_gb + disk.checkpoint_gb - 0.01)
+    with pytest.raises(UserError):
+        check_disk(disk, "climbmix", 2)
+    shard = tmp_path / "data" / "climbmix" / "shard_00000.parquet"
+    shard.parent.mkdir(parents=True)
+    with shard.open("wb") as file:
+        file.truncate(20_000_000)
+    check_disk(disk, "climbmix", 2)

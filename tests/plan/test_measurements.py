@@ -1,0 +1,61 @@
+"""The table of measurements: reading, and recording into it."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from nanochat.common.errors import UserError
+from nanochat.plan import measurements
+from nanochat.plan.measurements import basis, of_kind, read, record
+
+
+def test_the_table_begins_with_the_sketches_of_one_rank_of_eight() -> None:
+    sketches = [row for row in read() if row.source == "sketch"]
+    assert {(row.gpu, row.depth, row.world_size) for row in sketches} == {("H100-80GB", 38, 8), ("H100-80GB", 52, 8)}
+
+
+def test_a_recorded_row_takes_the_place_of_an_older_one(tmp_path: Path) -> None:
+    table = tmp_path / "table.json"
+    shutil.copy(measurements.TABLE, table)
+    before = read(table)
+    first = replace(before[0], source="bench_train", step_s=3.0, date="2026-12-01")
+    record(first, table)
+    assert read(table) == (*before, first)
+    again = replace(first, step_s=2.9)
+    record(again, table)
+    assert read(table) == (*before, again)
+    other = replace(first, micro_batch_size=4, grad_accum_steps=12)
+    record(other, table)
+    assert read(table) == (*before, again, other)
+
+
+@pytest.fixture
+def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A table with the sketches alone, in place of the project's."""
+    path = tmp_path / "table.json"
+    path.write_text(json.dumps([asdict(row) for row in read() if row.source == "sketch"]))
+    monkeypatch.setattr(measurements, "TABLE", path)
+    of_kind.cache_clear()
+    yield path
+    of_kind.cache_clear()
+
+
+def test_a_kind_that_the_planner_does_not_know_is_not_recorded(table: Path) -> None:
+    with pytest.raises(UserError, match="Radeon 9700"):
+        record(replace(read()[0], gpu="Radeon 9700"))
+
+
+def test_what_rests_on_nothing_is_called_estimated_and_on_a_sketch_a_sketch(table: Path) -> None:
+    assert basis("H100-80GB", "bf16") == "from a sketch"
+    assert basis("H100-80GB", "fp32") == basis("B200", "bf16") == "estimated"
+
+
+def test_measurements_take_the_place_of_sketches_in_what_speeds_rest_on(table: Path) -> None:
+    row = replace(read()[0], source="bench_train", date="2026-12-01", torch="2.13.0", cuda="13.0", saved_widths=None)
+    record(row)
+    assert of_kind("H100-80GB", "bf16") == (row,)
+    assert basis("H100-80GB", "bf16") == "measured 2026-12-01 with torch 2.13.0, CUDA 13.0"
