@@ -57,7 +57,7 @@ def test_the_choice_is_the_fastest_of_all_that_fit(
 
     def fits(micro: int, recompute: Recompute, reshard: bool) -> bool:
         memory = step_memory(job.shape, micro, recompute, reshard, ranks, 2)
-        return memory.peak <= 0.97 * memory_gib * 2**30 and memory.allocated * 1.03 < 0.95 * memory_gib * 2**30
+        return memory.peak <= 0.95 * memory_gib * 2**30 and memory.allocated * 1.03 < 0.93 * memory_gib * 2**30
 
     seconds = [
         step_time(job, micro, sequences // micro, Recompute(level, layers), reshard).total
@@ -99,7 +99,7 @@ def test_a_request_that_does_not_fit_names_what_is_short_and_the_nearest_that_do
     assert message.startswith("--micro_batch_size=16 --recompute=none needs ")
     short = re.search(r"needs (\S+) GiB of the 79\.1 that one GPU has, (\S+) more", message)
     assert short
-    assert 79.1 * 0.95 < float(short[1]) - float(short[2]) < 79.1
+    assert 79.1 * 0.93 < float(short[1]) - float(short[2]) < 79.1
     micro = int(named(message, "micro_batch_size"))
     assert choose(job, micro, Recompute(0, 38)).fits
     assert not any(best(job, size, Recompute(0, 38)).fits for size in (12, 16))
@@ -137,8 +137,8 @@ def test_every_kind_has_an_answer_or_a_clear_refusal(gpu: Gpu, count: int) -> No
         plan = best(job)
         if plan.fits:
             assert choose(job) == plan
-            assert plan.peak_gib <= 0.97 * gpu.memory_gib
-            assert plan.reserved_gib <= 0.95 * gpu.memory_gib
+            assert plan.peak_gib <= 0.95 * gpu.memory_gib
+            assert plan.reserved_gib <= 0.93 * gpu.memory_gib
             assert plan.estimated == (gpu.name != "H100-80GB")
         else:
             with pytest.raises(UserError, match=r"needs at least .* the nearest that fits: (--depth=\d+|\d GPUs)"):

@@ -155,7 +155,7 @@ def test_bits_per_byte_are_what_the_losses_say(world: World, trained: Path) -> N
     assert sorted(recorded) == [15, 30]
     assert recorded[30] == pytest.approx(nats / math.log(2) / n_bytes, rel=1e-5)
 
-    finished = world.run("scripts.base_loss", "--model_tag=trained", "--eval_tokens=2048", nproc=2)
+    finished = world.run("scripts.base_loss", "--model_tag=trained", "--eval_tokens=2048", "--precision=fp32", nproc=2)
     assert finished.returncode == 0, finished.stderr
     assert f"val: {recorded[30]:.4f} bits per byte" in finished.stdout
     assert "xz -9e" in finished.stdout
