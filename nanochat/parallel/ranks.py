@@ -74,6 +74,8 @@ class Ranks:
 
 def pick_device() -> torch.device:
     """The GPU of this process, or the CPU. Raises UserError when a node has more ranks than GPUs."""
+    # Sizes of buffers change with evaluations and checkpoints; segments that grow keep the allocator from holding torn ones.
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     if not torch.cuda.is_available():
         return torch.device("cpu")
     wanted, found = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
@@ -106,8 +108,6 @@ def ranks() -> Iterator[Ranks]:
 
     Raises UserError when a node has more ranks than GPUs, or nodes do not match.
     """
-    # Sizes of buffers change with evaluations and checkpoints; segments that grow keep the allocator from holding torn ones.
-    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     device = pick_device()
     backend, device_id = ("cpu:gloo,cuda:nccl", device) if device.type == "cuda" else ("gloo", None)
     if "WORLD_SIZE" in os.environ:
@@ -117,5 +117,6 @@ def ranks() -> Iterator[Ranks]:
     try:
         world_size = dist.get_world_size()
         yield Ranks(dist.get_rank(), world_size, _node_ranks(world_size), device)
+        dist.barrier()  # a rank that leaves early can break what the others still have under way
     finally:
         dist.destroy_process_group()

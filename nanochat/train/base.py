@@ -50,7 +50,7 @@ def train_base(settings: BaseTrainSettings) -> None:
             r.from_first(lambda: stack.enter_context(stage.locked()))
             r.from_first(lambda: (stage.path / AGAIN).unlink(missing_ok=True))
             _train(settings, stage, r)
-            r.barrier()
+            r.barrier()  # the first rank holds the directory until all are done
 
 
 def _open_tokens(settings: BaseTrainSettings) -> tuple[Tokenizer, TokenIndex]:
