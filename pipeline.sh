@@ -93,10 +93,11 @@ stage "tokenizer, evaluated" python -m scripts.tok_eval --data "$DATA" --tokeniz
 [ -z "$DOWNLOAD" ] || wait "$DOWNLOAD"
 stage "token shards" python -m scripts.tok_encode --data "$DATA" --tokenizer "$TOKENIZER"
 # A rank that runs out of memory stops all of them, halves the micro-batch, and leaves a message for whoever starts them again.
+STARTS=1
 until stage "base training" torchrun "${LAUNCH[@]}" -m scripts.base_train -- \
   --data="$DATA" --tokenizer="$TOKENIZER" "${TRAIN_FLAGS[@]}"; do
-  [ -s "$RUN/base/again" ] || exit 1
-  echo "starting again from the last checkpoint: $(cat "$RUN/base/again")"
+  [ -s "$RUN/base/again" ] && [ "$((STARTS += 1))" -le 8 ] || exit 1
+  echo "starting again: $(cat "$RUN/base/again")"
 done
 [ "$RUN/base/base_loss.json" -nt "$RUN/base/model" ] || stage "bits per byte" torchrun "${LAUNCH[@]}" -m scripts.base_loss -- \
   --data="$DATA" --model_tag="$TAG" "${LOSS_FLAGS[@]}"

@@ -138,3 +138,24 @@ def test_the_planner_says_how_many_shards_to_fetch(own: dict[str, str], asked_fo
     node = eight("NVIDIA H100 80GB HBM3", 81_559)
     finished = run_script(tmp_path, str(copy / "run3b.sh"), nvidia_smi=node, **own, **with_free_disk(tmp_path, 10_000))
     assert f"shards: {asked_for}\n" in finished.stdout, finished.stderr
+
+
+@pytest.mark.parametrize(
+    ("failures", "message", "starts", "status"), [(0, "", 1, 0), (2, "less memory", 3, 0), (1, "", 1, 1), (99, "less memory", 8, 1)]
+)
+def test_base_training_is_started_again_only_when_it_asks_for_it(
+    tmp_path: Path, failures: int, message: str, starts: int, status: int
+) -> None:
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base/again").write_text(message)
+    script = (ROOT / "pipeline.sh").read_text()
+    loop = script[script.index("STARTS=1") : script.index("\ndone\n") + 6]
+    before = f"""set -euo pipefail
+RUN={tmp_path} LAUNCH=(--standalone) DATA=python TOKENIZER=python-4096 TRAIN_FLAGS=(--depth=4)
+stage() {{ shift; "$@"; }}
+torchrun() {{ echo started >> "$RUN/starts"; [ "$(wc -l < "$RUN/starts")" -gt {failures} ]; }}
+"""
+    finished = subprocess.run(["bash", "-c", before + loop], capture_output=True, text=True, timeout=30)
+    assert finished.returncode == status, finished.stderr
+    assert (tmp_path / "starts").read_text().count("started") == starts
+    assert finished.stdout.count("starting again: less memory") == starts - 1

@@ -1,6 +1,7 @@
 """What a layer computes again in its backward pass, applied to the layers of a model from outside."""
 
 import functools
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -58,5 +59,6 @@ def recomputing(forward: Forward, level: str, widening: tuple[int, int]) -> Forw
 def apply_recompute(model: GPT, recompute: Recompute) -> None:
     """Let every layer of the model recompute what the plan says."""
     config = model.config
+    logging.getLogger("torch._higher_order_ops.wrap").setLevel(logging.ERROR)  # warns of in-place operations; layers have none
     for number, block in enumerate(model.model.layers):
         block.forward = recomputing(block.forward, recompute.of_layer(number), (config.hidden_size, config.intermediate_size))

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from nanochat.model.loss import Head
 
@@ -47,3 +48,28 @@ def test_values_and_gradients_agree_with_float64(
     assert not hidden.grad[1, 4:].any()
     assert relative(head.losses(hidden, targets).sum(), want_loss) < tolerance
     assert not head.losses(hidden, targets)[1, 4:].any()
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers how many numbers the largest tensor has that any operation makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        result = func(*args, **(kwargs or {}))
+        for each in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(each, torch.Tensor):
+                self.numbers = max(self.numbers, each.numel())
+        return result
+
+
+def test_no_tensor_of_all_tokens_times_the_vocabulary_is_ever_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nanochat.plan.memory.LOGITS_PER_CHUNK_CPU", 16 * 1000)
+    head = Head(32, 1000, CAP)
+    hidden, targets = torch.randn(4, 100, 32, requires_grad=True), torch.randint(0, 1000, (4, 100))
+    with LargestTensor() as largest:
+        head(hidden, targets).backward()
+        head(hidden, targets, per_token=True)
+    assert largest.numbers == max(32 * 1000, 16 * 1000)  # the weight's gradient, and a chunk's logits
