@@ -149,7 +149,7 @@ def test_base_training_is_started_again_only_when_it_asks_for_it(
     (tmp_path / "base").mkdir()
     (tmp_path / "base/again").write_text(message)
     script = (ROOT / "pipeline.sh").read_text()
-    loop = script[script.index("STARTS=1") : script.index("\ndone\n") + 6]
+    loop = script[script.index("STARTS=1") :].split("\ndone\n")[0] + "\ndone\n"
     before = f"""set -euo pipefail
 RUN={tmp_path} LAUNCH=(--standalone) DATA=python TOKENIZER=python-4096 TRAIN_FLAGS=(--depth=4)
 stage() {{ shift; "$@"; }}
