@@ -54,6 +54,18 @@ class Ranks:
         dist.broadcast(tensor, src=0)
         return tensor
 
+    def least(self, value: float) -> float:
+        """The smallest of the ranks' values."""
+        tensor = torch.tensor(value, dtype=torch.float64, device=self.device)
+        dist.all_reduce(tensor, op=dist.ReduceOp.MIN)
+        return tensor.item()
+
+    def gather(self, value: T) -> list[T]:
+        """The value of every rank."""
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
     def barrier(self) -> None:
         """Wait for every rank."""
         dist.barrier()

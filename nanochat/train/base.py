@@ -71,7 +71,7 @@ def _freeze(stage: StageDirectory, index: TokenIndex, settings: BaseTrainSetting
 def _train(settings: BaseTrainSettings, stage: StageDirectory, r: Ranks) -> None:
     s = settings
     batch.micro_batches(s.total_batch_size, s.max_seq_len, r.world_size, s.device_batch_size)
-    same_gpus(r)
+    same_gpus(r.gather(torch.cuda.get_device_name(r.device) if r.device.type == "cuda" else "CPU"))
     dtype = resolve_precision(s.precision, r.device)
     tokenizer, index = _open_tokens(s)
     identity = {

@@ -117,6 +117,9 @@ class BaseTrainSettings(TrainSettings):
             raise UserError(f"--max_seq_len={self.max_seq_len}: must be 1 or more")
         if self.num_iterations < 1 and self.num_iterations != OFF:
             raise UserError(f"--num_iterations={self.num_iterations}: must be 1 or more, or -1 to follow from the other two")
+        for name in ("target_hours", "target_usd"):
+            if getattr(self, name) <= 0 and getattr(self, name) != OFF:
+                raise UserError(f"--{name}={getattr(self, name)}: must be more than 0, or -1 to follow from the others")
         if self.core_metric_every != OFF:
             raise UserError(f"--core_metric_every={self.core_metric_every}: the CORE metric is not part of this version; leave it at -1")
         if self.recompute != "auto":

@@ -16,7 +16,7 @@ from nanochat.plan import batch
 from nanochat.plan.budget import steps_within
 from nanochat.plan.choose import RESHARD, StepPlan, choose
 from nanochat.plan.hardware import Gpu, cpu, gpu_from_properties, gpu_named
-from nanochat.plan.memory import GIB
+from nanochat.plan.memory import CONTEXT_BYTES, GIB
 from nanochat.plan.recompute import Recompute
 from nanochat.plan.sizes import Shape
 from nanochat.plan.step import Job
@@ -40,24 +40,22 @@ def this_gpu(ranks: Ranks) -> Gpu:
     if ranks.device.type == "cpu":
         return cpu(available_memory_bytes() / ranks.node_ranks / GIB)
     properties = torch.cuda.get_device_properties(ranks.device)
-    memory_gib = properties.total_memory / GIB
+    free, total = torch.cuda.mem_get_info(ranks.device)
+    others = total - free - CONTEXT_BYTES  # this process has a context of its own already
+    memory_gib = ranks.least((total - max(others, 0)) / GIB)
+    if memory_gib < 0.98 * total / GIB:
+        say(f"{total / GIB - memory_gib:.1f} GiB of a GPU's {total / GIB:.1f} are taken by other processes: planned without them")
     known = gpu_named(properties.name)
     if known:
         return replace(known, memory_gib=memory_gib)
     clock_hz = getattr(properties, "clock_rate", 0) * 1000
     return gpu_from_properties(
-        properties.name, properties.total_memory, properties.multi_processor_count, clock_hz, (properties.major, properties.minor)
+        properties.name, memory_gib * GIB, properties.multi_processor_count, clock_hz, (properties.major, properties.minor)
     )
 
 
-def same_gpus(ranks: Ranks) -> None:
-    """Raises UserError where the ranks have GPUs of several kinds: all would wait for the slowest and fit the smallest."""
-    import torch.distributed as dist
-
-    if ranks.device.type == "cpu":
-        return
-    names: list[Any] = [None] * ranks.world_size
-    dist.all_gather_object(names, torch.cuda.get_device_name(ranks.device))
+def same_gpus(names: list[str]) -> None:
+    """Raises UserError where ranks have GPUs of several kinds: all would wait for the slowest and fit the smallest."""
     if len(set(names)) > 1:
         found = ", ".join(f"{names.count(name)} × {name}" for name in sorted(set(names)))
         raise UserError(

@@ -1,0 +1,71 @@
+"""The plan that is kept with a run."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from nanochat.common.errors import UserError
+from nanochat.parallel.ranks import Ranks
+from nanochat.plan.hardware import parse_gpus
+from nanochat.plan.sizes import Shape
+from nanochat.plan.step import Job
+from nanochat.train.settings import BaseTrainSettings
+from nanochat.train.step_plan import KeptPlan, half_of, horizon, same_gpus, split_of
+
+SETTINGS = BaseTrainSettings(depth=38, device_batch_size=48, total_batch_size=786_432)
+
+
+def job(kind: str = "H100-80GB", world_size: int = 8) -> Job:
+    return Job(Shape(38), parse_gpus(kind)[1], world_size, world_size, 786_432, 48)
+
+
+def test_the_plan_stays_what_it_was_until_the_question_changes(tmp_path: Path) -> None:
+    path = tmp_path / "step_plan.json"
+    first = KeptPlan(path, job(), SETTINGS).choose()
+    crowded = replace(job(), gpu=replace(job().gpu, memory_gib=50.0))
+    assert KeptPlan(path, crowded, SETTINGS).choose().micro_batch_size == first.micro_batch_size
+    asked = replace(SETTINGS, micro_batch_size=2)
+    assert KeptPlan(path, job(), asked).choose().micro_batch_size == 2
+    other = KeptPlan(path, job("H200"), SETTINGS).choose()
+    assert other.micro_batch_size >= first.micro_batch_size
+    path.write_text("{")
+    assert KeptPlan(path, job(), SETTINGS).choose().micro_batch_size == first.micro_batch_size
+
+
+def test_half_is_kept_and_the_total_never_changes(tmp_path: Path) -> None:
+    kept = KeptPlan(tmp_path / "step_plan.json", job(), SETTINGS)
+    plan = kept.choose()
+    total = plan.micro_batch_size * plan.grad_accum_steps
+    sizes = []
+    while half := half_of(plan):
+        assert half.micro_batch_size <= plan.micro_batch_size // 2
+        assert half.micro_batch_size * half.grad_accum_steps == total
+        sizes.append(half.micro_batch_size)
+        kept.keep(half)
+        assert kept.choose().micro_batch_size == half.micro_batch_size
+        plan = half
+    assert sizes[-1] == 1
+    split = split_of(plan, Ranks(3, 8, 8, torch.device("cpu")))
+    assert split.samples_per_step * 2048 == 786_432
+
+
+def test_hours_and_dollars_set_the_horizon(tmp_path: Path) -> None:
+    plan = KeptPlan(tmp_path / "step_plan.json", job(), SETTINGS).choose()
+    steps = horizon(replace(SETTINGS, target_hours=20), plan, 3.0)
+    assert steps * plan.time.total == pytest.approx(20 * 3600, rel=1e-3)
+    dollars = horizon(replace(SETTINGS, target_usd=500), plan, 3.0)
+    assert 499 < dollars * plan.time.total / 3600 * 8 * 3.0 <= 500
+    assert horizon(replace(SETTINGS, target_hours=20, target_usd=500), plan, 3.0) == min(steps, dollars)
+    assert horizon(replace(SETTINGS, target_hours=20, num_iterations=7), plan, 3.0) == 7
+    with pytest.raises(UserError, match="--usd_per_gpu_hour"):
+        horizon(replace(SETTINGS, target_usd=500), plan, 0.0)
+    with pytest.raises(UserError, match="less than one step"):
+        horizon(replace(SETTINGS, target_hours=0.0001), plan, 3.0)
+
+
+def test_gpus_of_several_kinds_are_refused_by_name() -> None:
+    same_gpus(["NVIDIA H100 80GB HBM3"] * 8)
+    with pytest.raises(UserError, match="1 × NVIDIA A100-SXM4-80GB, 3 × NVIDIA H100 80GB HBM3"):
+        same_gpus(["NVIDIA H100 80GB HBM3"] * 3 + ["NVIDIA A100-SXM4-80GB"])
