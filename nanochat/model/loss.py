@@ -49,6 +49,7 @@ class SummedHeadLoss(torch.autograd.Function):
             total += losses.sum()
             torch.mm(d_logits, weight, out=dx)
             d_weight.addmm_(d_logits.t(), x)
+            del losses, d_logits  # or they would stay while the next chunk's are made
         ctx.gradients = (d_hidden, d_weight)
         return total
 
