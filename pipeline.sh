@@ -64,7 +64,7 @@ else
 fi
 LAUNCH+=(--nproc_per_node="$NPROC_PER_NODE")
 
-if [ "$REHEARSE" = false ]; then
+if [ "$REHEARSE" = false ] && [ ! -d "$RUN/base/model" ]; then
   # One line and the end, before anything is fetched, where the GPUs or the disk are too small.
   NEEDED_SHARDS=$(python -m scripts.plan "${TRAIN_FLAGS[@]}" --nodes="${NNODES:-1}" --nproc_per_node="$NPROC_PER_NODE" --data="$DATA" \
     --check --field=text_shards)
@@ -93,10 +93,12 @@ stage "tokenizer, evaluated" python -m scripts.tok_eval --data "$DATA" --tokeniz
 [ -z "$DOWNLOAD" ] || wait "$DOWNLOAD"
 stage "token shards" python -m scripts.tok_encode --data "$DATA" --tokenizer "$TOKENIZER"
 # A rank that runs out of memory stops all of them, halves the micro-batch, and leaves a message for whoever starts them again.
-STARTS=1
+STARTS=1 BEFORE=$(stat -c "%i %.9Y" "$RUN/base/again" 2>/dev/null || true)
 until stage "base training" torchrun "${LAUNCH[@]}" -m scripts.base_train -- \
   --data="$DATA" --tokenizer="$TOKENIZER" "${TRAIN_FLAGS[@]}"; do
-  [ -s "$RUN/base/again" ] && [ "$((STARTS += 1))" -le 8 ] || exit 1
+  AFTER=$(stat -c "%i %.9Y" "$RUN/base/again" 2>/dev/null || true)
+  [ "$AFTER" != "$BEFORE" ] && [ -s "$RUN/base/again" ] && [ "$((STARTS += 1))" -le 8 ] || exit 1
+  BEFORE=$AFTER
   echo "starting again: $(cat "$RUN/base/again")"
 done
 [ "$RUN/base/base_loss.json" -nt "$RUN/base/model" ] || stage "bits per byte" torchrun "${LAUNCH[@]}" -m scripts.base_loss -- \

@@ -141,10 +141,17 @@ def test_the_planner_says_how_many_shards_to_fetch(own: dict[str, str], asked_fo
 
 
 @pytest.mark.parametrize(
-    ("failures", "message", "starts", "status"), [(0, "", 1, 0), (2, "less memory", 3, 0), (1, "", 1, 1), (99, "less memory", 8, 1)]
+    ("failures", "message", "stale", "starts", "status"),
+    [
+        (0, "", True, 1, 0),
+        (2, "less memory", False, 3, 0),
+        (1, "", True, 1, 1),
+        (1, "less memory", True, 1, 1),
+        (99, "less memory", False, 8, 1),
+    ],
 )
 def test_base_training_is_started_again_only_when_it_asks_for_it(
-    tmp_path: Path, failures: int, message: str, starts: int, status: int
+    tmp_path: Path, failures: int, message: str, stale: bool, starts: int, status: int
 ) -> None:
     (tmp_path / "base").mkdir()
     (tmp_path / "base/again").write_text(message)
@@ -153,7 +160,10 @@ def test_base_training_is_started_again_only_when_it_asks_for_it(
     before = f"""set -euo pipefail
 RUN={tmp_path} LAUNCH=(--standalone) DATA=python TOKENIZER=python-4096 TRAIN_FLAGS=(--depth=4)
 stage() {{ shift; "$@"; }}
-torchrun() {{ echo started >> "$RUN/starts"; [ "$(wc -l < "$RUN/starts")" -gt {failures} ]; }}
+torchrun() {{
+  echo started >> "$RUN/starts"
+  [ "$(wc -l < "$RUN/starts")" -gt {failures} ] || {{ {"true" if stale else f'echo "{message}" > "$RUN/base/again"'}; return 1; }}
+}}
 """
     finished = subprocess.run(["bash", "-c", before + loop], capture_output=True, text=True, timeout=30)
     assert finished.returncode == status, finished.stderr

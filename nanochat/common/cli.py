@@ -4,7 +4,9 @@ import contextlib
 import errno
 import io
 import os
+import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn, TypeVar
@@ -13,6 +15,7 @@ from nanochat.common.errors import Stopped, UserError
 
 EXIT_WRONG_REQUEST = 2
 EXIT_STOPPED = 75
+ALONE_AFTER_S = 5.0  # torchrun ends the others well within this time when one rank ends
 
 S = TypeVar("S")
 
@@ -22,6 +25,8 @@ def command(settings_class: type[S], function: Callable[[S], None]) -> NoReturn:
 
     0 done, 2 a wrong request (one line on standard error), 75 stopped after saving, 130 interrupted; a bug keeps its traceback.
     """
+    # Sizes of buffers change with evaluations and checkpoints; segments that grow keep the GPU's allocator from holding torn ones.
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     try:
         function(parse(settings_class, sys.argv[1:]))
     except UserError as error:
@@ -45,10 +50,27 @@ def command(settings_class: type[S], function: Callable[[S], None]) -> NoReturn:
 
 
 def fail(message: str) -> NoReturn:
-    """Print one line on standard error (from the first rank only, when all ranks fail alike) and exit with status 2."""
-    if int(os.environ.get("RANK", "0")) == 0:
-        print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
-    sys.exit(EXIT_WRONG_REQUEST)
+    """Print one line on standard error and exit with status 2.
+
+    Where several ranks fail alike the first one speaks: its end is the others' too, before they would.
+    """
+    line = f"error: {' '.join(message.split())}"
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        print(line, file=sys.stderr, flush=True)
+        sys.exit(EXIT_WRONG_REQUEST)
+    if rank := int(os.environ.get("RANK", "0")):
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(ALONE_AFTER_S)
+        line = f"error: rank {rank} alone: {line.removeprefix('error: ')}"
+    leave_alone(line + "\n", EXIT_WRONG_REQUEST)
+
+
+def leave_alone(message: str, status: int) -> NoReturn:
+    """End this process at once with a message, asking nothing of the other ranks: they may wait for this one in a collective."""
+    sys.stdout.flush()
+    sys.stderr.write(message)
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _at(error: OSError) -> str:

@@ -9,15 +9,16 @@ from nanochat.common.console import warn
 FASTEST_FROM = (9, 0)  # on Hopper cuDNN's forward and backward reach 399 TFLOP/s where FlashAttention-2 reaches 236
 
 
-def prefer_cudnn_attention(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
+def prefer_cudnn_attention(device: torch.device, dtype: torch.dtype, seq_len: int, head_dim: int) -> bool:
     """Let attention run on cuDNN where that is faster and proves itself on this machine; returns whether it does."""
     if device.type != "cuda" or dtype == torch.float32 or torch.version.hip or torch.cuda.get_device_capability(device) < FASTEST_FROM:
         return False
-    q = torch.randn(1, 2, 256, head_dim, device=device, dtype=dtype, requires_grad=True)
+    q = torch.randn(1, seq_len, 2, head_dim, device=device, dtype=dtype, requires_grad=True)  # laid out as the model does
 
     def result_and_gradient(backend: SDPBackend) -> tuple[torch.Tensor, torch.Tensor]:
         with sdpa_kernel(backend):
-            y = F.scaled_dot_product_attention(q, q, q, is_causal=True)
+            heads = q.transpose(1, 2)
+            y = F.scaled_dot_product_attention(heads, heads, heads, is_causal=True)
         return y.detach(), torch.autograd.grad(y.square().sum(), q)[0]
 
     wanted = result_and_gradient(SDPBackend.MATH)

@@ -15,11 +15,18 @@ from nanochat.model.gpt import GPT
 
 LOOK_EVERY_S = 0.5
 EXIT_AGAIN = 1
+# As the CPU's allocator, CUDA, cuBLAS and NCCL say it when torch's own allocator is not asked.
+SIGNS = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "Cuda failure 2 'out of memory'",
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that an allocation failed, on the GPU or on the CPU."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(sign in str(error) for sign in SIGNS)
 
 
 def can_recover(model: GPT) -> bool:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -12,7 +13,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from nanochat.common.errors import UserError
+from nanochat.common.cli import leave_alone
+from nanochat.common.errors import Stopped, UserError
 
 T = TypeVar("T")
 
@@ -86,8 +88,6 @@ class Ranks:
 
 def pick_device() -> torch.device:
     """The GPU of this process, or the CPU. Raises UserError when a node has more ranks than GPUs."""
-    # Sizes of buffers change with evaluations and checkpoints; segments that grow keep the allocator from holding torn ones.
-    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     if not torch.cuda.is_available():
         return torch.device("cpu")
     wanted, found = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
@@ -126,9 +126,21 @@ def ranks() -> Iterator[Ranks]:
         dist.init_process_group(backend, device_id=device_id, timeout=PATIENCE)
     else:
         dist.init_process_group(backend, device_id=device_id, timeout=PATIENCE, store=dist.HashStore(), rank=0, world_size=1)
+    world_size = dist.get_world_size()
     try:
-        world_size = dist.get_world_size()
         yield Ranks(dist.get_rank(), world_size, _node_ranks(world_size), device)
-        dist.barrier()  # a rank that leaves early can break what the others still have under way
-    finally:
-        dist.destroy_process_group()
+    except Stopped:  # all ranks alike
+        _leave_together()
+        raise
+    except (UserError, OSError, KeyboardInterrupt):
+        raise  # the command's end says what was wrong, and leaves
+    except BaseException:
+        if world_size > 1:
+            leave_alone(traceback.format_exc(), 1)
+        raise
+    _leave_together()
+
+
+def _leave_together() -> None:
+    dist.barrier()  # a rank that leaves early can break what the others still have under way
+    dist.destroy_process_group()

@@ -8,6 +8,9 @@ from nanochat.plan import sizes
 from nanochat.plan.choose import StepPlan
 
 DEEPEST = 128
+EVAL_EVERY = 250  # steps between evaluations on held-out text, unless base_train is told otherwise
+EVAL_TOKENS = 20 * 524_288
+FORWARD_SHARE = 1 / 3  # of a token's training that reading it takes
 
 
 @dataclass(frozen=True)
@@ -33,8 +36,8 @@ class Run:
 
     @property
     def hours(self) -> float:
-        """Hours of training steps; compiling, evaluations and checkpoints come on top."""
-        return self.tokens / self.plan.tok_per_s / 3600
+        """Hours of training with its evaluations on held-out text; compiling and what waits for checkpoints come on top."""
+        return self.tokens / self.plan.tok_per_s / 3600 * (1 + evaluation_share(self.plan.job.total_batch_size))
 
     @property
     def usd(self) -> float | None:
@@ -42,8 +45,15 @@ class Run:
         return self.hours * self.plan.job.world_size * self.usd_per_gpu_hour if self.usd_per_gpu_hour else None
 
 
-def steps_within(plan: StepPlan, hours: float, usd: float, usd_per_gpu_hour: float) -> int:
+def evaluation_share(total_batch_size: int, eval_every: int = EVAL_EVERY, eval_tokens: int = EVAL_TOKENS) -> float:
+    """Time that evaluations take, for each unit of time in steps; -1 for `eval_every` is never."""
+    return FORWARD_SHARE * eval_tokens / (eval_every * total_batch_size) if eval_every > 0 else 0.0
+
+
+def steps_within(plan: StepPlan, hours: float, usd: float, usd_per_gpu_hour: float, evaluations: float | None = None) -> int:
     """Steps that fit in so many hours and dollars; a limit that is not positive is off. May be 0.
+
+    evaluations: their share of time as `evaluation_share` gives it; default that of base_train's settings.
 
     Raises UserError where both are off, for dollars without a price, and on a CPU, whose speed is not known.
     """
@@ -56,7 +66,8 @@ def steps_within(plan: StepPlan, hours: float, usd: float, usd_per_gpu_hour: flo
         limits.append(usd / (usd_per_gpu_hour * plan.job.world_size))
     if not limits:
         raise UserError("neither hours nor dollars are given")
-    return int(min(limits) * 3600 / plan.time.total)
+    share = evaluation_share(plan.job.total_batch_size) if evaluations is None else evaluations
+    return int(min(limits) * 3600 / (plan.time.total * (1 + share)))
 
 
 def deepest(run_at: Callable[[int], Run], ratio: float) -> int:

@@ -190,10 +190,12 @@ def _gpu_cells(gpu: Gpu, usd_per_hour: float) -> tuple[str, ...]:
 
 def _answer_cells(answer: Answer) -> tuple[str, ...]:
     run, plan = answer.run, answer.run.plan
+    if not plan.fits:
+        return plan.job.gpu.name, f"{plan.job.shape.depth}", "no", "-", "-", f"{plan.peak_gib:.1f}", "-", "-", "-", "-", plan.basis
     return (
         plan.job.gpu.name,
         f"{plan.job.shape.depth}",
-        "yes" if plan.fits else "no",
+        "yes",
         f"{plan.grad_accum_steps} × {plan.micro_batch_size}",
         plan.recompute_text,
         f"{plan.peak_gib:.1f}",

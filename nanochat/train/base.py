@@ -95,11 +95,11 @@ def _train(settings: BaseTrainSettings, stage: StageDirectory, r: Ranks) -> None
     kept = KeptPlan(stage.path / "step_plan.json", job, s)
     plan = r.from_first(kept.choose)
     usd_per_gpu_hour = s.usd_per_gpu_hour if s.usd_per_gpu_hour >= 0 else job.gpu.usd_per_hour
-    num_iterations = horizon(s, plan, usd_per_gpu_hour)
+    num_iterations = r.from_first(lambda: horizon(s, plan, usd_per_gpu_hour, stage.path / "horizon.json"))
 
     compiled = s.compile and can_compile(r.device)
-    prefer_cudnn_attention(r.device, dtype, shape.model_dim // shape.num_heads)
     config = GPTConfig.from_depth(s.depth, tokenizer.vocab_size, s.max_seq_len)
+    prefer_cudnn_attention(r.device, dtype, s.max_seq_len, config.head_dim)
     model = sharded_model(config, r, r.mesh(), dtype, s.seed, recompute=plan.recompute, reshard=plan.reshard, compiled=compiled)
     optimizers = Optimizers(model, s, newton_schulz_dtype(dtype, r.device))
     checkpoints = Checkpoints(stage.checkpoints, r)
@@ -138,6 +138,7 @@ def _train(settings: BaseTrainSettings, stage: StageDirectory, r: Ranks) -> None
         kept.keep(half)
         recover(model)
         plan = half
+        trainer.plan_check = plan_check(plan, r) if trainer.plan_check else None
         return split_of(plan, r)
 
     peak_flops = job.gpu.peak_bf16_flops * r.world_size if job.on_gpu else None

@@ -10,7 +10,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ from nanochat.parallel.sharding import clip_gradients, sharded_model
 from nanochat.parallel.simulation import LonelyExchange, one_rank_of
 from nanochat.plan import measurements
 from nanochat.plan.choose import RESHARD, StepPlan, choose
-from nanochat.plan.hardware import parse_gpus
+from nanochat.plan.hardware import GPUS
 from nanochat.plan.memory import GIB
 from nanochat.plan.recompute import Recompute
 from nanochat.plan.sizes import Shape
@@ -97,11 +97,12 @@ class Bench:
         s, r = self.settings, self.ranks
         self.compiled = s.compile and can_compile(r.device)
         config = GPTConfig.from_depth(s.depth, s.vocab_size, s.max_seq_len)
-        prefer_cudnn_attention(r.device, self.dtype, config.head_dim)
+        prefer_cudnn_attention(r.device, self.dtype, s.max_seq_len, config.head_dim)
+        mesh = r.mesh()
         self.model = sharded_model(
             config,
             r,
-            r.mesh(),
+            mesh,
             self.dtype,
             seed=0,
             recompute=self.plan.recompute,
@@ -109,7 +110,7 @@ class Bench:
             compiled=self.compiled,
             std_of=nonzero_std,
         )
-        exchange = LonelyExchange(r.mesh()) if s.simulate else None
+        exchange = LonelyExchange(mesh) if s.simulate else None
         self.optimizers = Optimizers(self.model, OptimizerSettings(), newton_schulz_dtype(self.dtype, r.device), exchange)
         self.split = split_of(self.plan, r)
         self.batches = random_batches(s, self.split, r.device)
@@ -188,6 +189,8 @@ def _measure(s: BenchTrainSettings, r: Ranks) -> tuple[dict[str, Any], str]:
     job = job_of(shape, s.tokens(r.world_size), s.sequences, dtype, r)
     if s.record and not job.on_gpu:
         raise UserError("--record: the planner's table holds GPUs only, and this machine has none")
+    if s.record and job.gpu not in [replace(gpu, memory_gib=job.gpu.memory_gib) for gpu in GPUS]:
+        raise UserError(f"--record: {job.gpu.name} is not in the planner's table of GPUs (nanochat/plan/hardware.py): add it there first")
     recompute = None if s.recompute == "auto" else Recompute.parse(s.recompute, s.depth)
     plan = choose(job, None if s.micro_batch_size == OFF else s.micro_batch_size, recompute, RESHARD[s.reshard_after_forward])
     say_plan(plan)
@@ -249,16 +252,14 @@ def _result(s: BenchTrainSettings, r: Ranks, plan: StepPlan, step_s: float, firs
 
 
 def _row(s: BenchTrainSettings, result: dict[str, Any]) -> measurements.Measurement:
-    """The result as a row of the planner's table. Raises UserError for what does not belong there."""
-    if not s.simulate:
-        raise UserError("--record: the table holds single ranks without traffic; give --simulate too, with --world_size=8")
-    parse_gpus(result["gpu"])
+    """The result as a row of the planner's table."""
     same = ("gpu", "precision", "depth", "vocab_size", "micro_batch_size", "grad_accum_steps", "recompute", "reshard", "world_size")
     figures = ("tok_per_s", "mfu", "step_s", "peak_allocated_gib", "peak_reserved_gib", "torch", "cuda")
     command = (
         f"python -m scripts.bench_train --simulate --world_size={s.world_size} --depth={s.depth} --max_seq_len={s.max_seq_len} "
         f"--device_batch_size={s.sequences} --total_batch_size={result['total_batch_size']} --precision={result['precision']} "
-        f"--micro_batch_size={result['micro_batch_size']} --recompute={result['recompute']}"
+        f"--vocab_size={s.vocab_size} --micro_batch_size={result['micro_batch_size']} --recompute={result['recompute']} "
+        f"--reshard_after_forward={'always' if result['reshard'] else 'never'}"
     )
     return measurements.Measurement(
         **{name: result[name] for name in (*same, *figures)},

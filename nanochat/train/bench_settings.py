@@ -74,5 +74,7 @@ class BenchTrainSettings:
             raise UserError(f"--world_size={self.world_size}: needs --simulate; to run on real ranks start this with torchrun instead")
         if self.simulate:
             batch.micro_batches(self.tokens(self.world_size), self.max_seq_len, self.world_size, self.sequences)
+        if self.record and not (self.simulate and self.compile):
+            raise UserError("--record: the table holds compiled steps of single ranks; give --simulate and --world_size=8, and compile")
         if self.baseline and (self.simulate or self.record):
             raise UserError("--baseline runs the whole step on one device: leave out --simulate and --record")

@@ -24,6 +24,7 @@ from nanochat.train.checkpoint_files import STATE_FILE, StepReader, StepWriter, 
 
 KEEP = 2
 LOOK_EVERY_S = 1.0
+LEAVE_AFTER_S = 600.0  # where another rank has failed, its part of a save may never come
 
 
 @dataclass
@@ -75,10 +76,10 @@ class Checkpoints:
         """
         self.wait()
         path = self.directory / f"step_{state.step:08d}"
-        self._writer = StepWriter(path, asdict(state), partial(self._remove_others, path))
-        written = dcp.async_save(named_tensors(model, optimizers), storage_writer=self._writer, process_group=self._group)
+        writer = StepWriter(path, asdict(state), partial(self._remove_others, path))
+        written = dcp.async_save(named_tensors(model, optimizers), storage_writer=writer, process_group=self._group)
         assert isinstance(written, Future)
-        self._written = written
+        self._writer, self._written = writer, written
         return path
 
     def poll(self) -> Path | None:
@@ -94,7 +95,8 @@ class Checkpoints:
         all_done, any_failed = self.ranks.sum_(counts).tolist()
         if any_failed:
             error = self._first_error(self._writer.error or (_as_text(self._written.exception()) if done else None))
-            self._writer = None
+            if done:
+                self._writer = None  # else close() waits for this rank's part
             raise error or AssertionError("a rank counted an error that no rank has")
         if all_done < self.ranks.world_size:
             return None
@@ -112,7 +114,7 @@ class Checkpoints:
     def close(self) -> None:
         """Let this rank's part of a save that is under way come to its end, whatever that is: for leaving after an error."""
         if self._writer is not None:
-            wait([self._written])
+            wait([self._written], timeout=LEAVE_AFTER_S)
 
     def load(self, model: GPT, optimizers: Optimizers) -> RunState:
         """Bring model and optimizers to the newest checkpoint that is whole; where there is none, return a new state.
@@ -134,8 +136,10 @@ class Checkpoints:
             error = self._read(path, metadata, tensors)
             if error is None:
                 return state
+            if isinstance(error, OSError):
+                raise error  # a disk that cannot be read now may be read later: nothing is given up for it
             _warn_damaged(path, error)
-        raise UserError(f"every checkpoint in {self.directory} is damaged: remove that directory to begin anew")
+        raise UserError(f"no checkpoint in {self.directory} can be read; where they are beyond repair, move that directory to begin anew")
 
     def _read(self, path: Path, metadata: Metadata, tensors: dict[str, Tensor]) -> Exception | None:
         """Read a checkpoint in place; returns what any rank could not read, on every rank."""
@@ -178,7 +182,7 @@ def _open(path: Path, shapes: dict[str, torch.Size]) -> tuple[RunState, Metadata
         metadata = read_metadata(path)
         if missing := missing_part(path, metadata):
             raise ValueError(missing)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (FileNotFoundError, ValueError, TypeError, AttributeError) as error:
         _warn_damaged(path, error)
         return None
     saved = {name: m.size for name, m in metadata.state_dict_metadata.items() if isinstance(m, TensorStorageMetadata)}

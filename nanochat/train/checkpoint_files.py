@@ -55,6 +55,8 @@ def read_metadata(path: Path) -> Metadata:
     """What a checkpoint holds, and where. Raises ValueError when that cannot be read."""
     try:
         metadata = FileSystemReader(path).read_metadata()
+    except OSError:
+        raise
     except Exception as error:  # unpickling damaged bytes raises anything
         raise ValueError(f".metadata cannot be read ({error})") from error
     if not isinstance(metadata, Metadata) or not isinstance(metadata.storage_data, dict):
@@ -131,6 +133,9 @@ class StepReader(FileSystemReader):
         """Read what this rank holds, in place."""
         try:
             return super().read_data(plan, planner)
+        except OSError as error:
+            self.error = _portable(error, Path(self.path))
+            return _done(None)
         except Exception as error:
             self.error = RuntimeError(f"{type(error).__name__}: {error}".splitlines()[0])
             return _done(None)

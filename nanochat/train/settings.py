@@ -7,6 +7,7 @@ from typing import Literal
 from nanochat.common.errors import UserError
 from nanochat.optim.settings import OptimizerSettings
 from nanochat.plan import batch, sizes
+from nanochat.plan.budget import EVAL_EVERY, EVAL_TOKENS
 from nanochat.plan.recompute import Recompute
 
 OFF = -1
@@ -36,9 +37,9 @@ class TrainSettings(OptimizerSettings):
     """Compile the blocks and the loss."""
     grad_clip: float = 1.0
     """Largest norm of the gradient; 0 for no limit."""
-    eval_every: int = 250
+    eval_every: int = EVAL_EVERY
     """Steps between evaluations on held-out text; -1 for never."""
-    eval_tokens: int = 20 * 524_288
+    eval_tokens: int = EVAL_TOKENS
     """Held-out tokens of an evaluation; as many as there are when there are fewer."""
     sample_every: int = 2000
     """Steps between samples of text; -1 for never."""
@@ -117,8 +118,8 @@ class BaseTrainSettings(TrainSettings):
             raise UserError(f"--max_seq_len={self.max_seq_len}: must be 1 or more")
         if self.num_iterations < 1 and self.num_iterations != OFF:
             raise UserError(f"--num_iterations={self.num_iterations}: must be 1 or more, or -1 to follow from the other two")
-        for name in ("target_hours", "target_usd"):
-            if getattr(self, name) <= 0 and getattr(self, name) != OFF:
+        for name in ("target_flops", "target_param_data_ratio", "target_hours", "target_usd"):
+            if not 0 < getattr(self, name) < float("inf") and getattr(self, name) != OFF:
                 raise UserError(f"--{name}={getattr(self, name)}: must be more than 0, or -1 to follow from the others")
         if self.core_metric_every != OFF:
             raise UserError(f"--core_metric_every={self.core_metric_every}: the CORE metric is not part of this version; leave it at -1")

@@ -1,5 +1,6 @@
 """How a run's step is divided: the micro-batch and what is recomputed, chosen by the planner and kept with the run."""
 
+import contextlib
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from nanochat.common.files import read_json, write_json
 from nanochat.data.loader import Split
 from nanochat.parallel.ranks import Ranks
 from nanochat.plan import batch
-from nanochat.plan.budget import steps_within
+from nanochat.plan.budget import evaluation_share, steps_within
 from nanochat.plan.choose import RESHARD, StepPlan, choose
 from nanochat.plan.hardware import Gpu, cpu, gpu_from_properties, gpu_named
 from nanochat.plan.memory import CONTEXT_BYTES, GIB
@@ -22,6 +23,8 @@ from nanochat.plan.sizes import Shape
 from nanochat.plan.step import Job
 from nanochat.train.plan_check import PlanCheck
 from nanochat.train.settings import BaseTrainSettings, TrainSettings
+
+OTHERS_FROM_BYTES = 1 * GIB  # less is not told from a context that is larger than most
 
 
 def available_memory_bytes() -> int:
@@ -42,8 +45,8 @@ def this_gpu(ranks: Ranks) -> Gpu:
     properties = torch.cuda.get_device_properties(ranks.device)
     free, total = torch.cuda.mem_get_info(ranks.device)
     others = total - free - CONTEXT_BYTES  # this process has a context of its own already
-    memory_gib = ranks.least((total - max(others, 0)) / GIB)
-    if memory_gib < 0.98 * total / GIB:
+    memory_gib = ranks.least((total - others if others > OTHERS_FROM_BYTES else total) / GIB)
+    if memory_gib < total / GIB:
         say(f"{total / GIB - memory_gib:.1f} GiB of a GPU's {total / GIB:.1f} are taken by other processes: planned without them")
     known = gpu_named(properties.name)
     if known:
@@ -76,7 +79,8 @@ class KeptPlan:
         """What the choice depends on besides the machine; where it is as it was, the answer is too."""
         s = self.settings
         asked = {name: getattr(s, name) for name in ("device_batch_size", "total_batch_size", "micro_batch_size", "recompute")}
-        return {**asked, "reshard_after_forward": s.reshard_after_forward, "world_size": self.job.world_size, "gpu": self.job.gpu.name}
+        where = {"world_size": self.job.world_size, "gpu": self.job.gpu.name}
+        return {**asked, "reshard_after_forward": s.reshard_after_forward, "precision": self.job.precision, **where}
 
     def choose(self) -> StepPlan:
         """The plan: what was kept, else what the planner chooses now. Raises UserError when nothing fits."""
@@ -86,7 +90,7 @@ class KeptPlan:
         reshard = RESHARD[s.reshard_after_forward]
         kept = self._kept()
         if kept:
-            return choose(_boundless(self.job), kept["micro_batch_size"], Recompute.parse(kept["recompute"], depth), kept["reshard"])
+            return _as_it_was(self.job, kept["micro_batch_size"], Recompute.parse(kept["recompute"], depth), kept["reshard"])
         plan = choose(self.job, micro, recompute, reshard)
         self.keep(plan)
         return plan
@@ -96,7 +100,8 @@ class KeptPlan:
             kept = dict(read_json(self.path))
         except (OSError, ValueError, TypeError):
             return None
-        return kept if kept.get("question") == self._question else None
+        whole = {"micro_batch_size", "recompute", "reshard"} <= kept.keys()
+        return kept if whole and kept.get("question") == self._question else None
 
     def keep(self, plan: StepPlan) -> None:
         """From now on this is the run's plan."""
@@ -111,28 +116,37 @@ class KeptPlan:
         write_json(self.path, answer)
 
 
-def _boundless(job: Job) -> Job:
-    """The job where memory is no question: what is kept did fit."""
-    return replace(job, gpu=replace(job.gpu, memory_gib=float("inf")))
+def _as_it_was(job: Job, micro_batch_size: int, recompute: Recompute, reshard: bool) -> StepPlan:
+    """The plan of these choices, whether the planner thinks that they fit or not: they did."""
+    boundless = replace(job, gpu=replace(job.gpu, memory_gib=float("inf")))
+    return replace(choose(boundless, micro_batch_size, recompute, reshard), job=job)
 
 
 def half_of(plan: StepPlan) -> StepPlan | None:
     """The plan with half the micro-batch, or the nearest below that divides; None when it is 1 already."""
     sequences = plan.micro_batch_size * plan.grad_accum_steps
     smaller = next((size for size in range(plan.micro_batch_size // 2, 0, -1) if sequences % size == 0), None)
-    return choose(_boundless(plan.job), smaller, plan.recompute, plan.reshard) if smaller else None
+    return _as_it_was(plan.job, smaller, plan.recompute, plan.reshard) if smaller else None
 
 
-def horizon(settings: BaseTrainSettings, plan: StepPlan, usd_per_gpu_hour: float) -> int:
+def horizon(settings: BaseTrainSettings, plan: StepPlan, usd_per_gpu_hour: float, path: Path) -> int:
     """Steps of the run: iterations where they are given, else hours or dollars, else FLOPs, else tokens per parameter.
 
-    Raises UserError where hours or dollars do not buy a step, or cannot be turned into steps.
+    What hours or dollars buy is kept at `path`: a run that goes on at another speed keeps its schedule. Raises UserError where
+    they do not buy a step, or cannot be turned into steps.
     """
     s, shape = settings, plan.job.shape
     if s.num_iterations < 1 and max(s.target_hours, s.target_usd) > 0:
-        steps = steps_within(plan, s.target_hours, s.target_usd, usd_per_gpu_hour)
+        budget = {"target_hours": s.target_hours, "target_usd": s.target_usd, "usd_per_gpu_hour": usd_per_gpu_hour}
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+            kept = read_json(path)
+            if kept["budget"] == budget:
+                return int(kept["steps"])
+        share = evaluation_share(s.total_batch_size, s.eval_every, s.eval_tokens)
+        steps = steps_within(plan, s.target_hours, s.target_usd, usd_per_gpu_hour, share)
         if not steps:
             raise UserError(f"--target_hours and --target_usd buy less than one step, which takes {plan.time.total:.1f} s; give more")
+        write_json(path, {"budget": budget, "steps": steps})
         return steps
     return batch.num_iterations(
         shape.depth, shape.vocab_size, shape.seq_len, s.total_batch_size, s.num_iterations, s.target_flops, s.target_param_data_ratio

@@ -59,5 +59,5 @@ def test_the_head_never_holds_the_logits_of_a_micro_batch() -> None:
 def test_cudnn_attention_proves_itself_where_it_is_taken() -> None:
     from nanochat.parallel.attention import FASTEST_FROM, prefer_cudnn_attention
 
-    taken = prefer_cudnn_attention(torch.device("cuda", 0), torch.bfloat16, 128)
+    taken = prefer_cudnn_attention(torch.device("cuda", 0), torch.bfloat16, 2048, 128)
     assert taken == (torch.cuda.get_device_capability() >= FASTEST_FROM and not torch.version.hip)

@@ -33,12 +33,13 @@ def test_dollars_are_spent_but_never_overspent(gpu: Gpu, half_depth: int, usd: f
     assert one_more > usd * (1 - 1e-9)
 
 
-def test_hours_are_tokens_over_speed_and_dollars_are_hours_times_price() -> None:
+def test_hours_are_tokens_over_speed_with_evaluations_and_dollars_are_hours_times_price() -> None:
     plan = plan_of(20)
     run = Run(plan, 1000, 3.0)
     assert run.tokens == 524_288_000
-    assert run.hours == pytest.approx(run.tokens / plan.tok_per_s / 3600)
-    assert run.hours == pytest.approx(1000 * plan.time.total / 3600)
+    # Every 250 steps of 524,288 tokens, 20 × 524,288 held-out ones are read, at a third of the cost.
+    assert run.hours == pytest.approx(run.tokens / plan.tok_per_s / 3600 * (1 + 20 / 3 / 250))
+    assert run.hours == pytest.approx(1000 * plan.time.total / 3600 * (1 + 20 / 3 / 250))
     assert run.usd == pytest.approx(run.hours * 24)
     assert run.tokens_per_parameter == pytest.approx(524_288_000 / 560_988_160)
 

@@ -39,7 +39,8 @@ def test_on_ranks_that_torchrun_starts(world: World) -> None:
     [
         (("--world_size=8",), ("--simulate", "torchrun")),
         (("--simulate", "--world_size=3", "--total_batch_size=1024"), ("--total_batch_size=1024", "960 and 1152")),
-        (("--simulate", "--record"), ("--record", "GPU")),
+        (("--simulate", "--record"), ("--record", "compile")),
+        (("--simulate", "--record", "--compile"), ("--record", "GPU")),
         (("--simulate", "--baseline"), ("--baseline",)),
         (("--recompute=all",), ("--recompute=all",)),
     ],

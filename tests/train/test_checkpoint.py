@@ -249,8 +249,8 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(saved: tuple[Path, lis
 
 def test_when_all_are_damaged_every_rank_says_what_to_do(damaged: dict[str, Any]) -> None:
     for error, _, _ in damaged["all"]:
-        assert "every checkpoint in" in error
-        assert "remove that directory" in error
+        assert "no checkpoint in" in error
+        assert "move that directory" in error
     assert damaged["all"][0][2].count("warning") == 2
 
 

@@ -95,3 +95,17 @@ def test_what_was_asked_for_is_done_and_kept_and_gives_the_same_losses(world: Wo
     assert world.losses("asked") == pytest.approx(whole, abs=1e-4)
     kept = json.loads((world.base / "runs/asked/base/step_plan.json").read_text())
     assert (kept["micro_batch_size"], kept["recompute"], kept["reshard"]) == (4, "mlp:1", True)
+
+
+@pytest.mark.parametrize(
+    ("rank", "where", "words"),
+    [(1, "tokens", "error: rank 1 alone: these token shards are not here"), (1, "step", "a loader's fault"), (0, "save", "no memory")],
+)
+def test_a_rank_that_fails_alone_says_why_and_leaves_nobody_waiting(world: World, rank: int, where: str, words: str) -> None:
+    began = time.monotonic()
+    finished = world.run("tests.train.failing", str(rank), where, *FLAGS, f"--model_tag=alone-{where}", nproc=2)
+    assert finished.returncode == 1
+    assert words in finished.stderr
+    assert time.monotonic() - began < 60
+    again = world.run("scripts.base_train", *FLAGS, "--num_iterations=8", f"--model_tag=alone-{where}")
+    assert again.returncode == 0, again.stderr

@@ -51,18 +51,26 @@ def test_half_is_kept_and_the_total_never_changes(tmp_path: Path) -> None:
     assert split.samples_per_step * 2048 == 786_432
 
 
-def test_hours_and_dollars_set_the_horizon(tmp_path: Path) -> None:
+def test_hours_and_dollars_set_the_horizon_and_keep_it(tmp_path: Path) -> None:
+    kept = tmp_path / "horizon.json"
+    quiet = replace(SETTINGS, eval_every=-1)
     plan = KeptPlan(tmp_path / "step_plan.json", job(), SETTINGS).choose()
-    steps = horizon(replace(SETTINGS, target_hours=20), plan, 3.0)
+    steps = horizon(replace(quiet, target_hours=20), plan, 3.0, kept)
     assert steps * plan.time.total == pytest.approx(20 * 3600, rel=1e-3)
-    dollars = horizon(replace(SETTINGS, target_usd=500), plan, 3.0)
+    dollars = horizon(replace(quiet, target_usd=500), plan, 3.0, kept)
     assert 499 < dollars * plan.time.total / 3600 * 8 * 3.0 <= 500
-    assert horizon(replace(SETTINGS, target_hours=20, target_usd=500), plan, 3.0) == min(steps, dollars)
-    assert horizon(replace(SETTINGS, target_hours=20, num_iterations=7), plan, 3.0) == 7
+    assert horizon(replace(quiet, target_hours=20, target_usd=500), plan, 3.0, kept) == min(steps, dollars)
+    assert horizon(replace(quiet, target_hours=20, num_iterations=7), plan, 3.0, kept) == 7
+    half = half_of(plan)
+    assert half is not None
+    slower = replace(half, time=replace(half.time, products=2 * half.time.products))
+    assert horizon(replace(quiet, target_hours=20, target_usd=500), slower, 3.0, kept) == min(steps, dollars)
+    evaluated = horizon(replace(SETTINGS, target_hours=20), plan, 3.0, kept)
+    assert evaluated == pytest.approx(steps / (1 + 20 * 524_288 / 3 / (250 * 786_432)), abs=1)
     with pytest.raises(UserError, match="--usd_per_gpu_hour"):
-        horizon(replace(SETTINGS, target_usd=500), plan, 0.0)
+        horizon(replace(quiet, target_usd=500), plan, 0.0, kept)
     with pytest.raises(UserError, match="less than one step"):
-        horizon(replace(SETTINGS, target_hours=0.0001), plan, 3.0)
+        horizon(replace(quiet, target_hours=0.0001), plan, 3.0, kept)
 
 
 def test_gpus_of_several_kinds_are_refused_by_name() -> None:
