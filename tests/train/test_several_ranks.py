@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import time
 
@@ -41,9 +42,12 @@ def test_killed_at_four_ranks_it_goes_on_at_two_and_at_one(world: World, whole: 
 
 
 def test_two_nodes_replicate_and_give_the_losses_of_one_process(world: World, whole: dict[int, float]) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     nodes = []
     for node in (0, 1):
-        flags = ["--nnodes=2", f"--node_rank={node}", "--nproc_per_node=2", "--master_addr=127.0.0.1", "--master_port=29641"]
+        flags = ["--nnodes=2", f"--node_rank={node}", "--nproc_per_node=2", "--master_addr=127.0.0.1", f"--master_port={port}"]
         command = world.arguments("scripts.base_train", *FLAGS, "--model_tag=nodes", nproc=2)
         at = command.index("--standalone")
         command[at : at + 2] = flags
