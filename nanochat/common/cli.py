@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn, TypeVar
@@ -36,6 +37,8 @@ def command(settings_class: type[S], function: Callable[[S], None]) -> NoReturn:
             print(error, flush=True)
         sys.exit(EXIT_STOPPED)
     except KeyboardInterrupt:
+        if _is_one_of_several():
+            leave_alone("", 130)
         sys.exit(130)
     except BrokenPipeError:  # whoever read our output has enough, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -45,8 +48,18 @@ def command(settings_class: type[S], function: Callable[[S], None]) -> NoReturn:
             fail(f"the disk is full{_at(error)}: make room (what was complete is still there), then give the same command again")
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             fail(f"not allowed{_at(error)} ({error.strerror}): change its permissions, or set NANOCHAT_BASE_DIR to another directory")
+        if _is_one_of_several():
+            leave_alone(traceback.format_exc(), 1)
+        raise
+    except Exception:
+        if _is_one_of_several():
+            leave_alone(traceback.format_exc(), 1)
         raise
     sys.exit(0)
+
+
+def _is_one_of_several() -> bool:
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def fail(message: str) -> NoReturn:
@@ -55,7 +68,7 @@ def fail(message: str) -> NoReturn:
     Where several ranks fail alike the first one speaks: its end is the others' too, before they would.
     """
     line = f"error: {' '.join(message.split())}"
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if not _is_one_of_several():
         print(line, file=sys.stderr, flush=True)
         sys.exit(EXIT_WRONG_REQUEST)
     if rank := int(os.environ.get("RANK", "0")):

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -13,7 +12,6 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from nanochat.common.cli import leave_alone
 from nanochat.common.errors import Stopped, UserError
 
 T = TypeVar("T")
@@ -132,12 +130,10 @@ def ranks() -> Iterator[Ranks]:
     except Stopped:  # all ranks alike
         _leave_together()
         raise
-    except (UserError, OSError, KeyboardInterrupt):
-        raise  # the command's end says what was wrong, and leaves
     except BaseException:
-        if world_size > 1:
-            leave_alone(traceback.format_exc(), 1)
-        raise
+        if world_size == 1:
+            dist.destroy_process_group()
+        raise  # among several ranks this one may be alone: the command's end leaves without asking the others
     _leave_together()
 
 

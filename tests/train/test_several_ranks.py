@@ -48,7 +48,9 @@ def test_two_nodes_replicate_and_give_the_losses_of_one_process(world: World, wh
     nodes = []
     for node in (0, 1):
         flags = ["--nnodes=2", f"--node_rank={node}", "--nproc_per_node=2", "--master_addr=127.0.0.1", f"--master_port={port}"]
-        command = world.arguments("scripts.base_train", *FLAGS, "--model_tag=nodes", nproc=2)
+        # Evaluations and samples bring whole weights together between steps, and must leave no trace of it.
+        between = ["--eval_every=5", "--eval_tokens=512", "--sample_every=7", "--reshard_after_forward=never"]
+        command = world.arguments("scripts.base_train", *FLAGS, *between, "--model_tag=nodes", nproc=2)
         at = command.index("--standalone")
         command[at : at + 2] = flags
         environment = world.environment(NNODES="2")
