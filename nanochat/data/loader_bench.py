@@ -51,7 +51,7 @@ def bench_loader(settings: LoaderBenchSettings) -> None:
         say(f"opened at step 1,000,000 in {time.perf_counter() - started:.3f} s")
         count, started = 0, time.perf_counter()
         while time.perf_counter() - started < s.seconds:
-            ids, _ = next(batches)
+            ids = next(batches).ids
             count += ids.numel()
         say(f"{count / (time.perf_counter() - started) / 1e6:.1f} M tokens a second on one core")
         batches.close()  # type: ignore[attr-defined]

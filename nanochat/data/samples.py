@@ -99,3 +99,12 @@ class Samples:
             start = (place - (int(self._ends[shard - 1]) if shard else 0)) * length
             out[row] = self._tokens[shard][start : start + length + 1]
         return out
+
+    def read(self, numbers: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Samples by their numbers (n,): ids and targets, each (n, seq_len) int64."""
+        rows = self[numbers]
+        return rows[:, :-1], rows[:, 1:]
+
+    def supervised(self, first: int, count: int) -> int:
+        """Targets in `count` samples from number `first` on: all of their tokens."""
+        return count * self.manifest.seq_len

@@ -5,44 +5,10 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from nanochat.model.config import GPTConfig
+from nanochat.engine.cache import StaticKVCache
+from nanochat.engine.sample import sample_token
 from nanochat.model.gpt import GPT
 from nanochat.tokenizer.tokenizer import Tokenizer
-
-
-class StaticKVCache:
-    """Keys and values of every layer, in one allocation for the whole length, of the dtype and on the device of the first."""
-
-    def __init__(self, config: GPTConfig, batch: int, max_len: int):
-        self._shape = (2, config.num_layers, batch, config.num_heads, max_len, config.head_dim)
-        self._store: Tensor | None = None
-        self._length = 0
-
-    @property
-    def length(self) -> int:
-        """Positions held."""
-        return self._length
-
-    def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Keep the new k, v: (B, H, T, D) of a layer; returns all so far, (B, H, S, D)."""
-        if self._store is None:
-            self._store = torch.empty(self._shape, device=k.device, dtype=k.dtype)
-        end = self._length + k.size(2)
-        self._store[0, layer, :, :, self._length : end] = k
-        self._store[1, layer, :, :, self._length : end] = v
-        if layer == self._store.size(1) - 1:
-            self._length = end
-        return self._store[0, layer, :, :, :end], self._store[1, layer, :, :, :end]
-
-
-def sample_token(logits: Tensor, temperature: float, top_k: int, generator: torch.Generator | None) -> Tensor:
-    """Draw a token from logits (B, V): the likeliest at temperature 0, else among the top_k (all for 0); (B, 1) int64."""
-    if temperature == 0:
-        return logits.argmax(dim=-1, keepdim=True)
-    if 0 < top_k < logits.size(-1):
-        kth = logits.topk(top_k).values[:, -1:]
-        logits = logits.masked_fill(logits < kth, float("-inf"))
-    return torch.multinomial((logits / temperature).softmax(dim=-1), 1, generator=generator)
 
 
 @torch.no_grad()  # not inference_mode: the weights that sharding brings together here are trained on later

@@ -16,6 +16,7 @@ from nanochat.common.errors import UserError
 from nanochat.common.files import atomic_path, read_json, save_safetensors, write_json
 from nanochat.model.config import GPTConfig
 from nanochat.model.gpt import GPT
+from nanochat.tokenizer.chat_template import CHAT_TEMPLATE, TEMPLATE_FILE
 from nanochat.tokenizer.tokenizer import Tokenizer
 
 WEIGHTS_FILE = "model.safetensors"
@@ -143,6 +144,7 @@ def _write_all_but_weights(directory: Path, config: GPTConfig, tokenizer: Tokeni
     tokenizer.save(directory, model_max_length=config.max_seq_len)
     write_json(directory / "config.json", fields)
     write_json(directory / "generation_config.json", generation)
+    (directory / TEMPLATE_FILE).write_text(CHAT_TEMPLATE, encoding="utf-8")
     (directory / "README.md").write_text(card, encoding="utf-8")
 
 
@@ -170,19 +172,19 @@ def load_config(directory: Path) -> GPTConfig:
         raise UserError(f"{path} is damaged or not a model's configuration ({error!r})") from None
 
 
-def _saved_weights(directory: Path, names: list[str]) -> Iterator[tuple[Path, str, Tensor]]:
-    """The file, the name and the value of each weight, one at a time, from one weights file or from several with an index.
+def each_weight(directory: Path, shapes: dict[str, tuple[int, ...]]) -> Iterator[tuple[str, Callable[[int, int], Tensor]]]:
+    """The name of each weight, with what reads its rows from a first one to before a last one; from one weights file or from several.
 
-    Raises UserError when one is not there or cannot be read.
+    Raises UserError when one is not there, cannot be read or has another shape than the one asked for.
     """
-    places = dict.fromkeys(names, WEIGHTS_FILE)
+    places = dict.fromkeys(shapes, WEIGHTS_FILE)
     index = directory / INDEX_FILE
     if not (directory / WEIGHTS_FILE).exists() and index.exists():
         try:
             weight_map = dict(read_json(index)["weight_map"])
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{index} is damaged ({error!r})") from None
-        for name in names:
+        for name in shapes:
             if not isinstance(weight_map.get(name), str):
                 raise UserError(f"{index} has no tensor {name}, which config.json asks for")
             places[name] = weight_map[name]
@@ -191,10 +193,15 @@ def _saved_weights(directory: Path, names: list[str]) -> Iterator[tuple[Path, st
         try:
             with safe_open(path, framework="pt") as opened:
                 there = set(opened.keys())
-                for name in (name for name in names if places[name] == file):
+                for name, shape in shapes.items():
+                    if places[name] != file:
+                        continue
                     if name not in there:
                         raise UserError(f"{path} has no tensor {name}, which config.json asks for")
-                    yield path, name, opened.get_tensor(name)
+                    rows = opened.get_slice(name)
+                    if tuple(rows.get_shape()) != shape:
+                        raise UserError(f"{path}: {name} has shape {tuple(rows.get_shape())}, config.json says {shape}")
+                    yield name, lambda first, last, rows=rows: rows[first:last]  # type: ignore[misc]
         except (OSError, SafetensorError) as error:
             raise UserError(f"{path} is missing or damaged ({error})") from None
 
@@ -210,10 +217,8 @@ def load_model(directory: Path, device: torch.device, dtype: torch.dtype = torch
     model = model.to(dtype).to_empty(device=device)
     model.model.init_rotary()
     parameters = dict(model.named_parameters())
-    for path, name, value in _saved_weights(directory, list(parameters)):
-        if value.shape != parameters[name].shape:
-            raise UserError(f"{path}: {name} has shape {tuple(value.shape)}, config.json says {tuple(parameters[name].shape)}")
-        parameters[name].data.copy_(value)
+    for name, read in each_weight(directory, {name: tuple(p.shape) for name, p in parameters.items()}):
+        parameters[name].data.copy_(read(0, parameters[name].size(0)))
     tokenizer = Tokenizer.from_directory(directory)
     if tokenizer.vocab_size != config.vocab_size:
         raise UserError(f"{directory}: the tokenizer has {tokenizer.vocab_size:,} entries, the model {config.vocab_size:,}")

@@ -17,12 +17,12 @@ from nanochat.model.loss import Head
 class KVCache(Protocol):
     """What attention needs of a cache of keys and values."""
 
-    def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Keep the new k, v: (B, H, T, D) of a layer and return all of them so far: (B, H, S, D)."""
+    def positions(self, tokens: int) -> slice | Tensor:
+        """The positions of the tokens of this forward pass: the same for all rows, or (B, T)."""
 
-    @property
-    def length(self) -> int:
-        """Positions held before this forward pass."""
+    def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Keep the new k, v: (B, H, T, D) of a layer. Returns those that the queries may see, (B, H, S, D), and which each one sees,
+        a bool mask that goes with (B, H, T, S); None for all of them when T is 1, else for causal attention among the new ones."""
 
 
 def rms_norm(x: Tensor, eps: float) -> Tensor:
@@ -38,9 +38,9 @@ def rotary_table(length: int, head_dim: int, theta: float) -> tuple[Tensor, Tens
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the pairs (x1, x2) of the two halves of x: (B, T, H, D) by their angles; cos, sin: (T, D/2)."""
+    """Turn the pairs (x1, x2) of the two halves of x: (B, T, H, D) by their angles; cos, sin: (T, D/2) or (B, T, D/2)."""
     x1, x2 = x.chunk(2, dim=-1)
-    cos, sin = cos[:, None, :].to(x.dtype), sin[:, None, :].to(x.dtype)
+    cos, sin = cos[..., None, :].to(x.dtype), sin[..., None, :].to(x.dtype)
     return torch.cat((x1 * cos + x2 * sin, x2 * cos - x1 * sin), dim=-1)
 
 
@@ -65,9 +65,7 @@ class Attention(nn.Module):
         v = self.v_proj(x).view(shape).transpose(1, 2)
         mask = None
         if cache is not None:
-            k, v = cache.update(self.layer, k, v)
-            if 1 < T < k.size(2):  # query i stands at position S − T + i
-                mask = torch.ones(T, k.size(2), dtype=torch.bool, device=x.device).tril(k.size(2) - T)
+            k, v, mask = cache.update(self.layer, k, v)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and T > 1)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, d))
 
@@ -124,8 +122,8 @@ class Trunk(nn.Module):
 
     def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
         """ids: (B, T) int64 → hidden states (B, T, d)."""
-        start = cache.length if cache is not None else 0
-        cos, sin = self.cos[start : start + ids.size(1)], self.sin[start : start + ids.size(1)]
+        positions = cache.positions(ids.size(1)) if cache is not None else slice(0, ids.size(1))
+        cos, sin = self.cos[positions], self.sin[positions]
         x = rms_norm(self.embed_tokens(ids), self.eps)
         for layer in self.layers:
             x = layer(x, cos, sin, cache)
@@ -142,13 +140,24 @@ class GPT(nn.Module):
         self.lm_head = Head(config.hidden_size, config.vocab_size, config.logit_softcap)
 
     def forward(
-        self, ids: Tensor, targets: Tensor | None = None, *, per_token: bool = False, cache: KVCache | None = None, logits_to_keep: int = 0
+        self,
+        ids: Tensor,
+        targets: Tensor | None = None,
+        *,
+        weights: Tensor | None = None,
+        per_token: bool = False,
+        cache: KVCache | None = None,
+        logits_to_keep: int = 0,
+        logits_at: Tensor | None = None,
     ) -> Tensor:
-        """ids: (B, T) int64 → logits (B, T, V) in float32; only the last `logits_to_keep` positions' when that is given.
+        """ids: (B, T) int64 → logits (B, T, V) in float32; only the last `logits_to_keep` positions' when that is given, only those
+        of one position in each row, (B, 1, V), with logits_at: (B,).
 
-        With targets: (B, T), −1 where there is none: the sum of the losses in nats, a differentiable float32 scalar;
-        with per_token too: each token's loss (B, T), not differentiable.
+        With targets: (B, T), −1 where there is none: the sum of the losses in nats, each times its weight (B, T) where there are
+        weights, a differentiable float32 scalar; with per_token too: each token's loss (B, T), not differentiable.
         """
         hidden = self.model(ids, cache)
-        loss_or_logits: Tensor = self.lm_head(hidden[:, -logits_to_keep:], targets, per_token)
+        if logits_at is not None:
+            hidden = hidden[torch.arange(ids.size(0), device=ids.device), logits_at][:, None]
+        loss_or_logits: Tensor = self.lm_head(hidden[:, -logits_to_keep:], targets, per_token, weights)
         return loss_or_logits

@@ -40,12 +40,18 @@ class SummedHeadLoss(torch.autograd.Function):
     """Sum of the losses over all tokens; its gradients are made chunk by chunk while the logits are there."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, cap: float, chunk: int, loss_of: ChunkLoss) -> Tensor:
-        """hidden: (N, d); weight: (V, d), of the same dtype; targets: (N,) → float32 scalar."""
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, factors: Tensor | None, cap: float, chunk: int, loss_of: ChunkLoss
+    ) -> Tensor:
+        """hidden: (N, d); weight: (V, d), of the same dtype; targets: (N,); factors: (N,) on the losses, or None → float32 scalar."""
         total = torch.zeros((), device=hidden.device)
         d_hidden, d_weight = torch.empty_like(hidden), torch.zeros_like(weight)
-        for x, t, dx in zip(hidden.split(chunk), targets.split(chunk), d_hidden.split(chunk), strict=True):
+        for start in range(0, len(hidden), chunk):
+            x, t, dx = (each[start : start + chunk] for each in (hidden, targets, d_hidden))
             losses, d_logits = loss_of(x @ weight.t(), t, cap)
+            if factors is not None:
+                losses *= factors[start : start + chunk]
+                d_logits *= factors[start : start + chunk, None].to(d_logits.dtype)
             total += losses.sum()
             torch.mm(d_logits, weight, out=dx)
             d_weight.addmm_(d_logits.t(), x)
@@ -59,7 +65,7 @@ class SummedHeadLoss(torch.autograd.Function):
         """Both gradients times the one of the sum, in place: they are as large as the hidden states and the head."""
         d_hidden, d_weight = ctx.gradients
         ctx.gradients = None
-        return d_hidden.mul_(upstream[0]), d_weight.mul_(upstream[0]), None, None, None, None
+        return d_hidden.mul_(upstream[0]), d_weight.mul_(upstream[0]), None, None, None, None, None
 
 
 class Head(nn.Linear):
@@ -70,23 +76,25 @@ class Head(nn.Linear):
         self.logit_softcap = logit_softcap
         self.chunk_loss: ChunkLoss = chunk_loss  # a compiled one may take its place
 
-    def forward(self, hidden: Tensor, targets: Tensor | None = None, per_token: bool = False) -> Tensor:
+    def forward(self, hidden: Tensor, targets: Tensor | None = None, per_token: bool = False, weights: Tensor | None = None) -> Tensor:
         """hidden: (…, d) → soft-capped logits (…, V) in float32; with targets their summed loss, or with per_token each one's."""
         if targets is None:
             return softcap(super().forward(hidden).float(), self.logit_softcap)
-        return self.losses(hidden, targets) if per_token else self.loss_sum(hidden, targets)
+        return self.losses(hidden, targets) if per_token else self.loss_sum(hidden, targets, weights)
 
     def _flat(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, int]:
         chunk = chunk_tokens(self.out_features, on_gpu=hidden.device.type == "cuda")
         return hidden.reshape(-1, self.in_features), targets.reshape(-1), chunk
 
-    def loss_sum(self, hidden: Tensor, targets: Tensor) -> Tensor:
+    def loss_sum(self, hidden: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
         """Sum of the cross-entropies in nats over every token that has a target; differentiable.
 
-        hidden: (B, T, d); targets: (B, T), −1 where there is none → float32 scalar.
+        hidden: (B, T, d); targets: (B, T), −1 where there is none; weights: (B, T) factors on the losses, or None → float32 scalar.
         """
         x, t, chunk = self._flat(hidden, targets)
-        total: Tensor = SummedHeadLoss.apply(x, self.weight, t, self.logit_softcap, chunk, self.chunk_loss)
+        total: Tensor = SummedHeadLoss.apply(
+            x, self.weight, t, None if weights is None else weights.reshape(-1), self.logit_softcap, chunk, self.chunk_loss
+        )
         return total
 
     @torch.no_grad()

@@ -54,7 +54,7 @@ class Optimizers:
         scale = lr_scale(step, num_iterations, s.warmup_ratio, s.warmdown_ratio, s.final_lr_frac)
         for optimizer in self.all:
             for group in optimizer.param_groups:
-                group["lr"] = group["peak_lr"] * scale
+                group["lr"] = group["peak_lr"] * s.init_lr_frac * scale
         self.muon.param_groups[0]["momentum"] = muon_momentum(step)
         for optimizer in self.all:
             optimizer.step()

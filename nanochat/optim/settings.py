@@ -15,6 +15,8 @@ class OptimizerSettings:
     """Learning rate of the matrices inside blocks (Muon)."""
     weight_decay: float = 0.0
     """Weight decay of embedding and head (AdamW)."""
+    init_lr_frac: float = 1.0
+    """Share of all learning rates that is used; later stages go on more gently."""
     warmup_ratio: float = 0.0
     """Share of the run over which learning rates rise from zero."""
     warmdown_ratio: float = 0.2

@@ -20,6 +20,11 @@ def cpu_has_bf16() -> bool:
     return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
 
 
+def evaluation_dtype(device: torch.device) -> torch.dtype:
+    """What finished models are evaluated in: bf16 on a GPU that has it, else float32, in which answers do not depend on the batch."""
+    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+
+
 def newton_schulz_dtype(compute_dtype: torch.dtype, device: torch.device) -> torch.dtype:
     """What Muon orthogonalises in: bf16 on a GPU that computes in it, else float32."""
     return torch.bfloat16 if device.type == "cuda" and compute_dtype != torch.float32 else torch.float32

@@ -4,7 +4,8 @@ Masters, gradients and the optimizer's state are float32 shards; a layer's weigh
 when it needs them, and its gradients are reduced to the shards after every micro-batch.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -50,6 +51,26 @@ def reshard(model: GPT) -> None:
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
+
+
+@contextlib.contextmanager
+def whole_weights(model: GPT, resharding: bool) -> Iterator[None]:
+    """Within it every rank holds all weights, in the compute dtype: forward passes then need no other rank. Every rank enters it.
+
+    resharding: whether training gives up a layer's whole weights after its forward pass, which it does again afterwards.
+    """
+    groups = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    for group in groups:
+        group.set_reshard_after_forward(False, recurse=False)
+        group.unshard()
+    try:
+        yield
+    finally:
+        for group in groups:
+            group.reshard()
+        for layer in (model.model.embed_tokens, *model.model.layers):
+            assert isinstance(layer, FSDPModule)
+            layer.set_reshard_after_forward(resharding, recurse=False)
 
 
 def set_is_last_backward(model: GPT, last: bool) -> None:

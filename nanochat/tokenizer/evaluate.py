@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nanochat.common.console import is_terminal, say
+from nanochat.common.console import say, show_table
 from nanochat.tokenizer.samples import SAMPLES
 from nanochat.tokenizer.tokenizer import Tokenizer
 
@@ -90,24 +90,3 @@ def reference_encodings(names: Sequence[str], timeout_s: float) -> dict[str, Any
         thread.join(max(0.0, deadline - time.monotonic()))
     loaded = dict(found)
     return {name: loaded[name] for name in names if name in loaded}
-
-
-def show_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table whose first column is words and whose others are numbers: drawn on a terminal, aligned text elsewhere."""
-    if is_terminal():
-        from rich.console import Console
-        from rich.table import Table
-
-        table = Table(*header[:1])
-        for title in header[1:]:
-            table.add_column(title, justify="right")
-        for row in rows:
-            table.add_row(*row)
-        Console().print(table)
-        return
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    for row in [header, *rows]:
-        first, *others = [
-            cell.ljust(width) if at == 0 else cell.rjust(width) for at, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        say("  ".join([first, *others]))

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from nanochat.common.console import say
 from nanochat.common.errors import UserError
-from nanochat.data.loader import Split
+from nanochat.data.loader import Batch, Split
 from nanochat.model.config import GPTConfig
 from nanochat.model.init import initial_std
 from nanochat.optim.build import Optimizers
@@ -46,7 +46,7 @@ WARMUP_S = 8.0  # by then a GPU is at its power limit
 PROFILED_STEPS, TOP_KERNELS = 2, 20
 FALLBACK_STD = 0.02
 
-Batches = Iterator[tuple[Tensor, Tensor]]
+Batches = Iterator[Batch]
 
 
 def nonzero_std(name: str, parameter: Tensor) -> float:
@@ -60,7 +60,7 @@ def random_batches(settings: BenchTrainSettings, split: Split, device: torch.dev
     while True:
         shape = (split.micro_batch_size, settings.max_seq_len + 1)
         rows = torch.randint(0, settings.vocab_size, shape, generator=generator, device=device)
-        yield rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
+        yield Batch(rows[:, :-1].contiguous(), rows[:, 1:].contiguous(), split.samples_per_step * settings.max_seq_len)
 
 
 class Clock:

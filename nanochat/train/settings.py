@@ -2,7 +2,7 @@
 
 import os
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from nanochat.common.errors import UserError
 from nanochat.optim.settings import OptimizerSettings
@@ -50,6 +50,9 @@ class TrainSettings(OptimizerSettings):
     seed: int = 42
     """Seed of the weights and of the data's order."""
 
+    INHERITED: ClassVar[tuple[str, ...]] = ()
+    """What is -1 until the stage before has said it."""
+
     @property
     def wandb_run(self) -> str:
         """Name of the wandb run; empty for none."""
@@ -59,7 +62,7 @@ class TrainSettings(OptimizerSettings):
     def check(self) -> None:
         """Raises UserError for a value that no run can have."""
         for name in ("device_batch_size", "total_batch_size", "eval_tokens"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) < 1 and not (name in self.INHERITED and getattr(self, name) == OFF):
                 raise UserError(f"--{name}={getattr(self, name)}: must be 1 or more")
         if self.micro_batch_size < 1 and self.micro_batch_size != OFF:
             raise UserError(f"--micro_batch_size={self.micro_batch_size}: must be 1 or more, or -1 for the planner's choice")
@@ -69,7 +72,7 @@ class TrainSettings(OptimizerSettings):
         for name in ("embedding_lr", "unembedding_lr", "matrix_lr", "weight_decay", "grad_clip"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise UserError(f"--{name}={getattr(self, name)}: must be 0 or more")
-        for name in ("warmup_ratio", "warmdown_ratio", "final_lr_frac"):
+        for name in ("warmup_ratio", "warmdown_ratio", "final_lr_frac", "init_lr_frac"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"--{name}={getattr(self, name)}: a share of the whole, from 0 to 1")
         if self.warmup_ratio + self.warmdown_ratio > 1:

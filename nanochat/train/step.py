@@ -5,13 +5,13 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from nanochat.data.loader import Split
+from nanochat.data.loader import Batch, Split
 from nanochat.model.gpt import GPT
 from nanochat.parallel.sharding import set_is_last_backward
 
 
 def accumulate_gradients(
-    model: GPT, batches: Iterator[tuple[Tensor, Tensor]], split: Split, after: Callable[[str], object] = lambda phase: None
+    model: GPT, batches: Iterator[Batch], split: Split, after: Callable[[str], object] = lambda phase: None
 ) -> tuple[Tensor, int]:
     """Forward and backward passes of all micro-batches of a step; gradients stay with the parameters.
 
@@ -20,12 +20,12 @@ def accumulate_gradients(
     """
     loss, tokens = torch.zeros((), device=model.lm_head.weight.device), 0
     for micro_step in range(split.grad_accum_steps):
-        ids, targets = next(batches)
-        tokens = split.samples_per_step * ids.size(1)
+        batch = next(batches)
+        tokens = split.samples_per_step * batch.ids.size(1)
         set_is_last_backward(model, micro_step == split.grad_accum_steps - 1)
-        micro_loss = model(ids, targets) / tokens
+        micro_loss = model(batch.ids, batch.targets, weights=batch.weights) / batch.divisor
         after("forward")
-        (micro_loss * split.world_size).backward()  # sharding takes the mean over the ranks, the loss is divided by all tokens already
+        (micro_loss * split.world_size).backward()  # sharding takes the mean over the ranks, the loss is divided by all targets already
         after("backward")
         loss += micro_loss.detach()
     return loss, tokens

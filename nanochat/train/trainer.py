@@ -11,11 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from nanochat.common.console import say
 from nanochat.common.errors import Stopped, UserError
-from nanochat.data.loader import Split
+from nanochat.data.loader import Batch, Split
 from nanochat.model.gpt import GPT
 from nanochat.optim.build import Optimizers
 from nanochat.parallel.out_of_memory import is_out_of_memory
@@ -29,7 +28,7 @@ from nanochat.train.stopping import StopRequest
 
 RECENT_STEPS = 20
 
-Batches = Callable[[Split, int], Iterator[tuple[Tensor, Tensor]]]
+Batches = Callable[[Split, int], Iterator[Batch]]
 
 
 @dataclass(frozen=True)
@@ -84,6 +83,8 @@ class Trainer:
     returns the split to try that step again with, or does not return."""
     plan_check: PlanCheck | None
     """Holds the first steps against what was predicted; None where nothing was."""
+    figures: Callable[[], dict[str, float]] = dict
+    """What a step's row has besides the usual, or instead of it."""
     _updating: bool = False
     _began: float = 0.0
     _recent_step_s: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT_STEPS))
@@ -123,7 +124,7 @@ class Trainer:
         finally:
             batches.close()  # type: ignore[attr-defined]
 
-    def _step(self, state: RunState, batches: Iterator[tuple[Tensor, Tensor]], stop: StopRequest) -> bool:
+    def _step(self, state: RunState, batches: Iterator[Batch], stop: StopRequest) -> bool:
         """One optimizer step; returns whether any rank was asked to stop."""
         started = time.perf_counter()
         loss, tokens = accumulate_gradients(self.model, batches, self.split)
@@ -158,6 +159,7 @@ class Trainer:
                 "tokens": state.samples * (tokens // self.split.samples_per_step),
                 "elapsed_s": state.elapsed_s,
                 "step_s": step_s,
+                **self.figures(),
             }
             self.metrics.log(row)
             self._recent_step_s.append(step_s)

@@ -80,7 +80,8 @@ def step_of(samples: Samples, world_size: int, micro_batch_size: int, accum: int
         batches = micro_batches(samples, Split(rank, world_size, micro_batch_size, accum), first, CPU)
         for step in range(steps):
             for _ in range(accum):
-                ids, targets = next(batches)
+                batch = next(batches)
+                ids, targets = batch.ids, batch.targets
                 assert ids.shape == targets.shape == (micro_batch_size, SEQ_LEN)
                 assert torch.equal(ids[:, 1:], targets[:, :-1])
                 gathered[step].extend(torch.cat((ids, targets[:, -1:]), dim=1))

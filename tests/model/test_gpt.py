@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from nanochat.engine.generate import StaticKVCache, generate
+from nanochat.engine.cache import StaticKVCache
+from nanochat.engine.generate import generate
 from nanochat.model.config import GPTConfig
 from nanochat.model.directory import load_model, save_model
 from nanochat.model.gpt import GPT

@@ -20,7 +20,7 @@ from torch._inductor.utils import fresh_cache
 from torch._subclasses import FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
-from nanochat.data.loader import Split
+from nanochat.data.loader import Batch, Split
 from nanochat.model import gpt
 from nanochat.model.config import GPTConfig
 from nanochat.optim.build import Optimizers
@@ -147,7 +147,7 @@ def peak_of_a_step(
             model.zero_grad(set_to_none=True)
             ledger.peak = 0
             ledger.peak = 0
-            batches = ((torch.empty(batch, dtype=torch.int64), torch.empty(batch, dtype=torch.int64)) for _ in range(accum))
+            batches = (Batch(torch.empty(batch, dtype=torch.int64), torch.empty(batch, dtype=torch.int64), 1.0) for _ in range(accum))
             accumulate_gradients(model, batches, split)
             clip_gradients(model, 1.0)
             optimizers.step(0, 1000)

@@ -1,0 +1,39 @@
+"""The chat template of a model directory: `transformers.apply_chat_template` gives the ids of `Renderer`."""
+
+TEMPLATE_FILE = "chat_template.jinja"
+
+CHAT_TEMPLATE = """\
+{{- bos_token -}}
+{%- set state = namespace(system='') -%}
+{%- for message in messages -%}
+{%- if message['role'] == 'system' -%}
+{%- if not loop.first -%}{{- raise_exception('a system message can only be the first') -}}{%- endif -%}
+{%- set state.system = message['content'] + '\\n\\n' -%}
+{%- elif message['role'] == 'user' -%}
+{{- '<|user_start|>' + state.system + message['content'] + '<|user_end|>' -}}
+{%- set state.system = '' -%}
+{%- elif message['role'] == 'assistant' -%}
+{{- '<|assistant_start|>' -}}
+{%- if message['content'] is string -%}
+{%- generation -%}{{- message['content'] -}}{%- endgeneration -%}
+{%- else -%}
+{%- for part in message['content'] -%}
+{%- if part['type'] == 'text' -%}
+{%- generation -%}{{- part['text'] -}}{%- endgeneration -%}
+{%- elif part['type'] == 'python' -%}
+{%- generation -%}{{- '<|python_start|>' + part['text'] + '<|python_end|>' -}}{%- endgeneration -%}
+{%- elif part['type'] == 'python_output' -%}
+{{- '<|output_start|>' + part['text'] + '<|output_end|>' -}}
+{%- else -%}
+{{- raise_exception('unknown part ' + part['type']) -}}
+{%- endif -%}
+{%- endfor -%}
+{%- endif -%}
+{%- generation -%}{{- '<|assistant_end|>' -}}{%- endgeneration -%}
+{%- else -%}
+{{- raise_exception('unknown role ' + message['role']) -}}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|assistant_start|>' -}}{%- endif -%}
+"""
+"""`generation` marks what the assistant says itself, for `return_assistant_tokens_mask`."""

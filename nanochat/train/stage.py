@@ -1,0 +1,205 @@
+"""A stage of training: what every stage does with its model, whatever it is taught."""
+
+import contextlib
+import platform
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nanochat.common.console import say, warn
+from nanochat.common.errors import UserError
+from nanochat.data.loader import Batch, Split
+from nanochat.model.config import GPTConfig
+from nanochat.model.directory import save_model
+from nanochat.model.gpt import GPT
+from nanochat.optim.build import Optimizers
+from nanochat.parallel.attention import prefer_cudnn_attention
+from nanochat.parallel.compiling import can_compile
+from nanochat.parallel.out_of_memory import Alarm, can_recover, recover
+from nanochat.parallel.precision import newton_schulz_dtype, resolve_precision
+from nanochat.parallel.ranks import Ranks, ranks
+from nanochat.parallel.sharding import sharded_model, whole_weights
+from nanochat.plan import batch, sizes
+from nanochat.plan.choose import StepPlan
+from nanochat.plan.sizes import Shape
+from nanochat.tokenizer.tokenizer import Tokenizer
+from nanochat.train.checkpoint import Checkpoints, RunState
+from nanochat.train.metrics import Metrics
+from nanochat.train.run_directory import StageDirectory
+from nanochat.train.settings import TrainSettings
+from nanochat.train.source import load_weights
+from nanochat.train.step_plan import KeptPlan, half_of, job_of, plan_check, same_gpus, say_plan, split_of
+from nanochat.train.trainer import Evaluation, Trainer
+
+AGAIN = "again"  # in a stage's directory: its ranks stopped together, and its launcher is to start them again
+
+
+@dataclass(frozen=True)
+class Learner:
+    """The model in training, as a stage's own parts see it."""
+
+    model: GPT
+    ranks: Ranks
+    tokenizer: Tokenizer
+    micro_batch_size: Callable[[], int]
+    """Sequences that fit at once, now."""
+    step: Callable[[], int]
+    """Steps done."""
+    whole_weights: Callable[[], AbstractContextManager[None]]
+    """Within it every rank holds all weights, and forward passes need no other rank."""
+
+
+@dataclass(frozen=True)
+class Course:
+    """What makes a stage: its settings, its data, its length, its evaluations."""
+
+    stage: StageDirectory
+    settings: TrainSettings
+    """With nothing left to inherit."""
+    identity: dict[str, Any]
+    """What a resumed run must have in common with the one that began."""
+    tokenizer: Tokenizer
+    config: GPTConfig
+    seq_len: int
+    """Tokens of a row that are predicted."""
+    source: Path | None
+    """Model directory whose weights it starts from; None for new ones."""
+    num_iterations: Callable[[StepPlan, float], int]
+    """Steps, given the plan of a step and the price of a GPU for an hour."""
+    announce: Callable[[int], None]
+    """Says what is trained on, given the steps."""
+    batches: Callable[[Learner, Split, int], Iterator[Batch]]
+    """Endless micro-batches, given the split and the number of the first sample."""
+    evaluations: Callable[[Learner], list[Evaluation]]
+    card: Callable[[RunState], str]
+    """The model card."""
+    figures: Callable[[], dict[str, float]] = field(default=dict)
+    """What the last step's row in metrics.jsonl has besides the usual."""
+
+
+def in_stage(tag: str, name: str, work: Callable[[StageDirectory, Ranks], None]) -> None:
+    """Do `work` as the one job that trains in `runs/TAG/NAME`."""
+    with ranks() as r:
+        in_stage_of(r, tag, name, work)
+
+
+def in_stage_of(r: Ranks, tag: str, name: str, work: Callable[[StageDirectory, Ranks], None]) -> None:
+    """As in_stage, for a job that has its ranks already."""
+    stage = StageDirectory(tag, name)
+    with contextlib.ExitStack() as stack:
+        r.from_first(lambda: stack.enter_context(stage.locked()))
+        r.from_first(lambda: (stage.path / AGAIN).unlink(missing_ok=True))
+        work(stage, r)
+        r.barrier()  # the first rank holds the directory until all are done
+
+
+def already_done(stage: StageDirectory, identity: dict[str, Any], settings: TrainSettings, r: Ranks) -> bool:
+    """Keep what this run is; whether its model stands already, which is said.
+
+    Raises UserError when the directory belongs to a run of another identity, and where a step does not split over the ranks.
+    """
+    same_gpus(r.gather(torch.cuda.get_device_name(r.device) if r.device.type == "cuda" else "CPU"))
+    r.from_first(lambda: stage.settle(identity, asdict(settings)))
+    done = r.from_first(stage.model.exists)
+    if done:
+        say(f"already done: {stage.model} stands; to train it anew choose another --model_tag, or remove {stage.path}")
+    return done
+
+
+def train(course: Course, r: Ranks) -> None:
+    """Train, or go on training; at the end the stage's `model/` stands. Every rank calls it."""
+    s, stage, config = course.settings, course.stage, course.config
+    batch.micro_batches(s.total_batch_size, course.seq_len, r.world_size, s.device_batch_size)
+    dtype = resolve_precision(s.precision, r.device)
+    shape = Shape(config.num_layers, config.vocab_size, course.seq_len)
+    job = job_of(shape, s.total_batch_size, s.device_batch_size, dtype, r)
+    kept = KeptPlan(stage.path / "step_plan.json", job, s)
+    plan = r.from_first(kept.choose)
+    usd_per_gpu_hour = s.usd_per_gpu_hour if s.usd_per_gpu_hour >= 0 else job.gpu.usd_per_hour
+    num_iterations = r.from_first(lambda: course.num_iterations(plan, usd_per_gpu_hour))
+
+    compiled = s.compile and can_compile(r.device)
+    prefer_cudnn_attention(r.device, dtype, course.seq_len, config.head_dim)
+    model = sharded_model(config, r, r.mesh(), dtype, s.seed, recompute=plan.recompute, reshard=plan.reshard, compiled=compiled)
+    optimizers = Optimizers(model, s, newton_schulz_dtype(dtype, r.device))
+    checkpoints = Checkpoints(stage.checkpoints, r)
+    state = checkpoints.load(model, optimizers)
+    if state.step == 0 and course.source:
+        load_weights(model, course.source)
+    if state.step > num_iterations:
+        raise UserError(
+            f"{stage.path} is at step {state.step} already, beyond the {num_iterations} asked for: "
+            "ask for more, or choose another --model_tag"
+        )
+    where = torch.cuda.get_device_name(r.device) if r.device.type == "cuda" else _cpu_text()
+    say(
+        f"{stage.stage} training {stage.tag}: {sizes.parameters(shape.depth, shape.vocab_size):,} parameters, depth {shape.depth}, "
+        f"vocabulary {shape.vocab_size:,}, sequence {course.seq_len:,}; {r.world_size} × {where}, "
+        f"{str(dtype).removeprefix('torch.')}, {'compiled' if compiled else 'not compiled'}"
+    )
+    course.announce(num_iterations)
+    if state.step:
+        say(f"going on after step {state.step}")
+    say_plan(plan)
+    alarm = Alarm(stage.path / AGAIN)
+    learner = Learner(
+        model, r, course.tokenizer, lambda: trainer.split.micro_batch_size, lambda: state.step, lambda: whole_weights(model, plan.reshard)
+    )
+
+    def out_of_memory(step: int, updating: bool) -> Split:
+        nonlocal plan
+        half = half_of(plan)
+        again = f"with {half.micro_batch_size} sequences at once instead of {plan.micro_batch_size}" if half else "when more is free"
+        message = f"step {step}: rank {r.rank} ran out of memory, which the planner did not expect: another process may be using it"
+
+        def last_words() -> tuple[str, bool]:
+            if half:
+                kept.keep(half)
+            return f"{message}; every rank stops, and the same command goes on from the last checkpoint {again}", half is not None
+
+        if half is None or updating or r.world_size > 1 or not can_recover(model):
+            alarm.stop_all(last_words)
+        warn(f"{message}; the step is tried again {again}")
+        kept.keep(half)
+        recover(model)
+        plan = half
+        trainer.plan_check = plan_check(plan, r) if trainer.plan_check else None
+        return split_of(plan, r)
+
+    metrics = Metrics(stage.path, s.wandb_run, {**asdict(s), **course.identity}, state.step) if r.is_first else None
+    trainer = Trainer(
+        ranks=r,
+        model=model,
+        optimizers=optimizers,
+        split=split_of(plan, r),
+        num_iterations=num_iterations,
+        batches=lambda split, first_sample: course.batches(learner, split, first_sample),
+        evaluations=course.evaluations(learner),
+        checkpoints=checkpoints,
+        metrics=metrics,
+        save_every=s.save_every,
+        grad_clip=s.grad_clip,
+        flops_per_token=sizes.flops_per_token(shape.depth, shape.vocab_size, shape.seq_len),
+        peak_flops=job.gpu.peak_bf16_flops * r.world_size if job.on_gpu else None,
+        usd_per_hour=usd_per_gpu_hour * r.world_size if job.on_gpu else 0.0,
+        out_of_memory=out_of_memory,
+        plan_check=plan_check(plan, r) if job.on_gpu and r.is_first else None,
+        figures=course.figures,
+    )
+    try:
+        trainer.run(state)
+    finally:
+        alarm.close()
+        checkpoints.close()
+        if metrics:
+            metrics.close()
+    save_model(stage.model, model, course.tokenizer, dtype, course.card(state), r)
+    say(f"done: {stage.model}")
+
+
+def _cpu_text() -> str:
+    return f"CPU ({torch.get_num_threads()} threads, {platform.machine()})"

@@ -1,0 +1,16 @@
+"""Midtraining: `python -m scripts.mid_train`, or through torchrun on several GPUs."""
+
+from nanochat.common.cli import command
+from nanochat.train.chat_settings import MidTrainSettings
+
+
+def main(settings: MidTrainSettings) -> None:
+    """Check what can be checked at once, then train."""
+    settings.check()
+    from nanochat.train.chat import train_chat
+
+    train_chat(settings, "mid", usual=("base",))
+
+
+if __name__ == "__main__":
+    command(MidTrainSettings, main)

@@ -1,0 +1,166 @@
+"""The cage: what a hostile program tries, by every mechanism that this machine has."""
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pyseccomp
+import pytest
+
+from nanochat.sandbox import run as run_module
+from nanochat.sandbox.run import Mechanism, Outcome, SandboxUnavailable, available, mechanisms, run_python
+
+ROOT = Path(__file__).parents[2]
+CAGES = [name for name in mechanisms() if run_module._works(name)]
+
+
+def test_this_machine_has_a_cage() -> None:
+    assert available() in CAGES
+    assert sys.platform != "linux" or "landlock" in CAGES
+
+
+@pytest.fixture(params=CAGES)
+def cage(request: pytest.FixtureRequest) -> Mechanism:
+    name: Mechanism = request.param
+    return name
+
+
+def caged(program: str, cage: Mechanism, **options: float) -> Outcome:
+    return run_python(program, mechanism=cage, **options)  # type: ignore[arg-type]
+
+
+def test_a_program_runs_and_its_outputs_come_back(cage: Mechanism) -> None:
+    outcome = caged("import math, sys\nprint(math.factorial(20))\nprint('ä', file=sys.stderr)", cage)
+    assert outcome.passed
+    assert outcome.stdout == "2432902008176640000\n"
+    assert outcome.stderr == "ä\n"
+    failed = caged("assert 1 == 2, 'no'", cage)
+    assert failed.status == "failed"
+    assert "AssertionError: no" in failed.stderr
+    assert caged("import sys; sys.exit(3)", cage).status == "failed"
+
+
+ESCAPES = {
+    "a socket": "import socket; socket.create_connection(('127.0.0.1', {port}), 1)",
+    "a unix socket": "import socket; socket.socket(socket.AF_UNIX)",
+    "the password file": "open('/etc/passwd')",
+    "a file of the user": "open({secret!r})",
+    "the repository": "open({readme!r})",
+    "a file through a descriptor": "import os; os.read(9, 1)",
+    "writing in the temporary directory": "open('/tmp/left-behind', 'w')",
+    "writing here": "open('left-behind', 'w')",
+    "writing beside the user's file": "open({secret!r} + '.2', 'w')",
+    "removing the user's file": "import os; os.remove({secret!r})",
+    "changing its rights": "import os; os.chmod({secret!r}, 0)",
+    "a link to it": "import os; os.symlink({secret!r}, '/tmp/link'); open('/tmp/link')",
+    "a process": "import os; os.fork()",
+    "a command": "import subprocess; subprocess.run(['/bin/true'])",
+    "another program in its place": "import os; os.execv('/bin/true', ['true'])",
+    "a thread": "import _thread; _thread.start_new_thread(print, ())",
+    "a signal to its parent": "import os; os.kill(os.getppid(), 9)",
+    "a signal to the group": "import os; os.killpg(0, 9)",
+    "tracing its parent": "import ctypes; assert ctypes.CDLL(None).ptrace(16, __import__('os').getppid(), 0, 0) == 0",
+    "its parent's environment": "open('/proc/%d/environ' % __import__('os').getppid()).read().index('SECRET')",
+    "a higher limit": "import resource; resource.setrlimit(resource.RLIMIT_AS, (-1, -1)); bytearray(2 * 10**9)",
+    "mounting": "import ctypes; assert ctypes.CDLL(None).mount(b'none', b'/tmp', b'tmpfs', 0, None) == 0",
+    "new namespaces": "import ctypes; assert ctypes.CDLL(None).unshare(0x10000000) == 0",
+    "memory without end": "x = [bytearray(10**8) for _ in range(1000)]",
+    "the environment": "import os; os.environ['SECRET']",
+    "installed packages": "import numpy",
+}
+
+
+@pytest.mark.parametrize("what", ESCAPES)
+def test_what_is_tried_fails(what: str, cage: Mechanism, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = tmp_path / "secret.txt"
+    secret.write_text("secret")
+    monkeypatch.setenv("SECRET", "x")
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        program = ESCAPES[what].format(port=port, secret=str(secret), readme=str(ROOT / "README.md"))
+        outcome = caged(program, cage)
+    assert outcome.status in ("failed", "killed"), outcome
+    assert secret.read_text() == "secret"
+    assert os.access(secret, os.R_OK)
+    assert not Path("/tmp/left-behind").exists()
+    assert list(tmp_path.iterdir()) == [secret]
+
+
+def test_the_same_attempts_succeed_without_a_cage(tmp_path: Path) -> None:
+    """Or the test above would prove nothing."""
+    secret = tmp_path / "secret.txt"
+    secret.write_text("secret")
+    for what in ("the password file", "a file of the user", "the repository", "a process", "writing here", "a thread", "a command"):
+        program = ESCAPES[what].format(port=1, secret=str(secret), readme=str(ROOT / "README.md"))
+        assert run_python(program, mechanism="unsafe").passed, what
+
+
+def test_time_is_limited(cage: Mechanism) -> None:
+    started = time.perf_counter()
+    assert caged("while True: pass", cage, timeout_s=0.6).status == "timeout"
+    assert caged("import time; time.sleep(60)", cage, timeout_s=0.6).status == "timeout"
+    assert time.perf_counter() - started < 10
+
+
+def test_output_is_limited(cage: Mechanism) -> None:
+    outcome = caged("while True: print('x' * 10_000)", cage, output_bytes=50_000)
+    assert outcome.status in ("failed", "killed")
+    assert len(outcome.stdout) <= 50_000
+
+
+def test_nothing_is_left_running(cage: Mechanism) -> None:
+    caged("import time; time.sleep(77.5)", cage, timeout_s=0.5)
+    time.sleep(0.2)
+    listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
+    assert "sandbox/inside.py" not in listed
+
+
+def test_several_at_once(cage: Mechanism) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        outcomes = list(pool.map(lambda number: caged(f"print({number})", cage), range(12)))
+    assert [outcome.stdout for outcome in outcomes] == [f"{number}\n" for number in range(12)]
+    assert threading.active_count() < 20
+
+
+def test_where_there_is_no_cage_nothing_runs_unless_asked_to(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(run_module, "available", lambda: None)
+    run_module._warn_unsafe.cache_clear()
+    with pytest.raises(SandboxUnavailable, match="apt install bubblewrap"):
+        run_python("print(1)")
+    assert run_python("print(1)", allow_unsafe=True).stdout == "1\n"
+    assert run_python("print(1)", allow_unsafe=True).passed
+    assert capfd.readouterr().err.count("without a sandbox") == 1
+    assert run_python("while True: pass", allow_unsafe=True, timeout_s=0.5).status == "timeout"
+
+
+def _others_can_enter(directory: Path) -> bool:
+    return all(each.stat().st_mode & 1 for each in (directory, *directory.parents))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_plain_user_has_a_cage_too() -> None:
+    program = (
+        "from nanochat.sandbox.run import available, run_python\n"
+        "assert available(), 'no cage'\n"
+        "assert run_python('print(2)').stdout == '2\\n'\n"
+        "assert not run_python(\"open('/etc/passwd')\").passed\n"
+    )
+    pythons = [Path(python).resolve() for python in (sys.executable, "/usr/bin/python3") if Path(python).exists()]
+    packages = Path(pyseccomp.__file__).parent
+    needed = [python for python in pythons if _others_can_enter(python.parent)]
+    if not needed or not _others_can_enter(ROOT) or not _others_can_enter(packages):
+        pytest.skip("other users cannot enter the directory of the interpreter, of its packages or of the project")
+    enter = f"import os, sys; os.setgid(65534); os.setuid(65534); sys.path[:0] = [{str(ROOT)!r}, {str(packages)!r}]"
+    finished = subprocess.run(
+        [needed[0], "-c", f"{enter}\n{program}"],
+        cwd="/",
+        env={"PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+    )
+    assert finished.returncode == 0, finished.stderr
