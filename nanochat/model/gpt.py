@@ -146,6 +146,7 @@ class GPT(nn.Module):
         *,
         weights: Tensor | None = None,
         per_token: bool = False,
+        likeliest: bool = False,
         cache: KVCache | None = None,
         logits_to_keep: int = 0,
         logits_at: Tensor | None = None,
@@ -154,10 +155,11 @@ class GPT(nn.Module):
         of one position in each row, (B, 1, V), with logits_at: (B,).
 
         With targets: (B, T), −1 where there is none: the sum of the losses in nats, each times its weight (B, T) where there are
-        weights, a differentiable float32 scalar; with per_token too: each token's loss (B, T), not differentiable.
+        weights, a differentiable float32 scalar; with per_token too: each token's loss (B, T), not differentiable; with likeliest
+        too: whether each target is the likeliest token, bool (B, T), True where there is no target.
         """
         hidden = self.model(ids, cache)
         if logits_at is not None:
             hidden = hidden[torch.arange(ids.size(0), device=ids.device), logits_at][:, None]
-        loss_or_logits: Tensor = self.lm_head(hidden[:, -logits_to_keep:], targets, per_token, weights)
+        loss_or_logits: Tensor = self.lm_head(hidden[:, -logits_to_keep:], targets, per_token, weights, likeliest)
         return loss_or_logits

@@ -76,10 +76,22 @@ class Head(nn.Linear):
         self.logit_softcap = logit_softcap
         self.chunk_loss: ChunkLoss = chunk_loss  # a compiled one may take its place
 
-    def forward(self, hidden: Tensor, targets: Tensor | None = None, per_token: bool = False, weights: Tensor | None = None) -> Tensor:
-        """hidden: (…, d) → soft-capped logits (…, V) in float32; with targets their summed loss, or with per_token each one's."""
+    def forward(
+        self,
+        hidden: Tensor,
+        targets: Tensor | None = None,
+        per_token: bool = False,
+        weights: Tensor | None = None,
+        likeliest: bool = False,
+    ) -> Tensor:
+        """hidden: (…, d) → soft-capped logits (…, V) in float32; with targets their summed loss, or each one's with per_token.
+
+        With likeliest: whether each target is the likeliest token.
+        """
         if targets is None:
             return softcap(super().forward(hidden).float(), self.logit_softcap)
+        if likeliest:
+            return self.hits(hidden, targets)
         return self.losses(hidden, targets) if per_token else self.loss_sum(hidden, targets, weights)
 
     def _flat(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, int]:
@@ -103,3 +115,10 @@ class Head(nn.Linear):
         x, t, chunk = self._flat(hidden, targets)
         pieces = zip(x.split(chunk), t.split(chunk), strict=True)
         return torch.cat([self.chunk_loss(xs @ self.weight.t(), ts, self.logit_softcap)[0] for xs, ts in pieces]).view(targets.shape)
+
+    @torch.no_grad()
+    def hits(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Whether each target is the likeliest token, bool (B, T); True where there is no target."""
+        x, t, chunk = self._flat(hidden, targets)
+        pieces = zip(x.split(chunk), t.split(chunk), strict=True)
+        return torch.cat([((xs @ self.weight.t()).argmax(dim=-1) == ts) | (ts == NO_TARGET) for xs, ts in pieces]).view(targets.shape)

@@ -43,7 +43,7 @@ FORBIDDEN_CALLS = (
     "request_key init_module finit_module delete_module kexec_load kexec_file_load reboot swapon swapoff sethostname setdomainname "
     "settimeofday clock_settime adjtimex clock_adjtime syslog acct quotactl nfsservctl iopl ioperm modify_ldt vhangup lookup_dcookie "
     "capset setuid setgid setreuid setregid setresuid setresgid setgroups setfsuid setfsgid"
-).split()
+)
 
 
 class SandboxUnavailable(UserError):

@@ -1,0 +1,128 @@
+"""A bundle of in-context tasks on disk: core.yaml says which, eval_meta_data.csv how well guessing does, eval_data/ holds the questions."""
+
+import csv
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from nanochat.common.errors import UserError
+
+Kind = Literal["multiple_choice", "schema", "language_modeling"]
+
+CORE_FILE, META_FILE, DATA_DIR = "core.yaml", "eval_meta_data.csv", "eval_data"
+SMALL = Path(__file__).with_name("small")
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question: a context and a continuation for each choice; language modelling has a single one."""
+
+    contexts: tuple[str, ...]
+    continuations: tuple[str, ...]
+    gold: int
+    """Which choice is right."""
+
+    @property
+    def text(self) -> str:
+        """What is asked with its right answer, for looking for it in training text."""
+        return f"{self.contexts[self.gold]} {self.continuations[self.gold]}"
+
+
+@dataclass(frozen=True)
+class CoreTask:
+    """A task of a bundle."""
+
+    name: str
+    kind: Kind
+    shots: int
+    """Solved questions before each one that is asked."""
+    delimiter: str
+    """Between a context and its continuation."""
+    chance: float
+    """Accuracy of guessing."""
+    questions: list[Question]
+
+
+def open_bundle(directory: Path) -> list[CoreTask]:
+    """The tasks of a bundle, read and checked wholly. Raises UserError, naming the file and the line, for what is missing or wrong."""
+    import yaml
+
+    path = directory / CORE_FILE
+    try:
+        listed = yaml.safe_load(path.read_text(encoding="utf-8"))["icl_tasks"]
+        chances = _chances(directory / META_FILE)
+        return [_task(directory, entry, chances) for entry in listed]
+    except FileNotFoundError as error:
+        raise UserError(f"the bundle {directory} is not whole: {error.filename} is missing") from None
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged, or no list of tasks under icl_tasks ({error!r})") from None
+
+
+def _chances(path: Path) -> dict[str, float]:
+    """Accuracy of guessing by task, from percent."""
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = csv.DictReader(file)
+        if not {"Eval Task", "Random baseline"} <= set(rows.fieldnames or ()):
+            raise UserError(f"{path}: there are no columns 'Eval Task' and 'Random baseline'")
+        found = {}
+        for row in rows:
+            try:
+                found[row["Eval Task"]] = float(row["Random baseline"]) / 100
+            except ValueError:
+                raise UserError(f"{path}, line {rows.line_num}: the baseline {row['Random baseline']!r} is no number") from None
+        return found
+
+
+def _task(directory: Path, entry: dict[str, Any], chances: dict[str, float]) -> CoreTask:
+    name, kind, where = entry["label"], entry["icl_task_type"], directory / CORE_FILE
+    if kind not in READERS:
+        raise UserError(f"{where}: {name} is of type {kind!r}; {', '.join(READERS)} are known")
+    if name not in chances:
+        raise UserError(f"{directory / META_FILE}: there is no line for {name}")
+    if not 0 <= chances[name] < 1:
+        raise UserError(f"{directory / META_FILE}: the baseline of {name}, {chances[name]:.0%}, is not between 0 and 100 %")
+    shots = entry.get("num_fewshot", 0)
+    shots = int(shots[0] if isinstance(shots, list) else shots)
+    path = directory / DATA_DIR / entry["dataset_uri"]
+    questions = []
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                question = READERS[kind](json.loads(line))
+            except json.JSONDecodeError as error:
+                raise UserError(f"{path}, line {number}: no JSON ({error.msg})") from None
+            except (KeyError, TypeError, AttributeError) as error:
+                raise UserError(f"{path}, line {number}: no question of type {kind} ({error!r})") from None
+            if not 0 <= question.gold < len(question.contexts):
+                raise UserError(
+                    f"{path}, line {number}: answer key {question.gold} is out of range, there are {len(question.contexts)} choices"
+                )
+            questions.append(question)
+    if len(questions) <= shots:
+        raise UserError(f"{path}: {len(questions)} questions are too few for {shots} solved ones before each")
+    return CoreTask(name, kind, shots, entry.get("continuation_delimiter", " "), chances[name], questions)
+
+
+def _multiple_choice(row: dict[str, Any]) -> Question:
+    choices = tuple(str(choice) for choice in row["choices"])
+    return Question((row["query"].strip(),) * len(choices), choices, int(row["gold"]))
+
+
+def _schema(row: dict[str, Any]) -> Question:
+    contexts = tuple(context.strip() for context in row["context_options"])
+    return Question(contexts, (row["continuation"].strip(),) * len(contexts), int(row["gold"]))
+
+
+def _language_modeling(row: dict[str, Any]) -> Question:
+    return Question((row["context"].strip(),), (row["continuation"].strip(),), 0)
+
+
+READERS: dict[str, Callable[[dict[str, Any]], Question]] = {
+    "multiple_choice": _multiple_choice,
+    "schema": _schema,
+    "language_modeling": _language_modeling,
+}

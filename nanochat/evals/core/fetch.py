@@ -1,0 +1,94 @@
+"""Where a bundle comes from: the one that is fetched once, a directory, a zip, or the small one of this project."""
+
+import os
+import shutil
+import time
+import urllib.error
+import urllib.request
+import zipfile
+from pathlib import Path
+
+from nanochat.common.console import say
+from nanochat.common.errors import UserError
+from nanochat.common.files import atomic_path, remove
+from nanochat.common.paths import base_dir
+from nanochat.evals.core.bundle import CORE_FILE, SMALL, open_bundle
+
+URL = "https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip"
+ATTEMPTS, FIRST_WAIT_S, TIMEOUT_S = 3, 1.0, 20.0
+MAX_BYTES = 4_000_000_000  # unpacked; the bundle has a hundredth of it
+
+
+def bundle_directory(bundle: str) -> Path:
+    """The directory of the bundle that `--bundle` names: a directory, a zip, `small`, or by default the one that is fetched once.
+
+    What is unpacked or fetched is read wholly before it takes its place. Raises UserError where there is none.
+    """
+    if bundle == "small":
+        return SMALL
+    if bundle:
+        path = Path(bundle).expanduser()
+        if path.is_dir():
+            return _inner(path)
+        if not path.is_file():
+            raise UserError(f"--bundle={bundle}: there is no such directory or zip (`small` is the one of this project)")
+        place = base_dir() / "eval_bundles" / f"{path.stem}-{path.stat().st_size}-{path.stat().st_mtime_ns}"
+        if not place.exists():
+            _unpack(path, place)
+        return _inner(place)
+    place = base_dir() / "eval_bundle"
+    if not place.exists():
+        archive = base_dir() / ".eval_bundle.zip"
+        try:
+            _download(os.environ.get("NANOCHAT_BUNDLE_URL", URL), archive)
+            _unpack(archive, place)
+        finally:
+            remove(archive)
+    return _inner(place)
+
+
+def _inner(place: Path) -> Path:
+    """The directory that holds core.yaml: the place itself, or the only directory in it."""
+    if (place / CORE_FILE).exists():
+        return place
+    inside = [path.parent for path in place.glob(f"*/{CORE_FILE}")]
+    if not inside:
+        raise UserError(f"{place} is no bundle: {CORE_FILE} is missing")
+    return inside[0]
+
+
+def _unpack(archive: Path, place: Path) -> None:
+    """Unpack and check; the place is complete or absent."""
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            if sum(member.file_size for member in opened.infolist()) > MAX_BYTES:
+                raise UserError(f"{archive} unpacks to more than {MAX_BYTES / 1e9:.0f} GB: that is no bundle of questions")
+            if broken := opened.testzip():
+                raise UserError(f"{archive} is damaged at {broken}: fetch it again")
+            with atomic_path(place) as aside:
+                opened.extractall(aside)  # which leaves out `..` and roots of paths
+                open_bundle(_inner(aside))
+    except zipfile.BadZipFile as error:
+        raise UserError(f"{archive} is no whole zip ({error}): fetch it again") from None
+
+
+def _download(url: str, path: Path) -> None:
+    say(f"fetching {url}")
+    wait_s = FIRST_WAIT_S
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            with urllib.request.urlopen(url, timeout=TIMEOUT_S) as reply, path.open("wb") as file:
+                shutil.copyfileobj(reply, file)
+                expected = reply.headers.get("Content-Length")
+            if expected is not None and path.stat().st_size != int(expected):
+                raise OSError(f"it broke off after {path.stat().st_size:,} of {int(expected):,} bytes")
+            return
+        except OSError as error:  # urllib's errors are some of these
+            refused = isinstance(error, urllib.error.HTTPError) and error.code < 500
+            if refused or attempt == ATTEMPTS:
+                raise UserError(
+                    f"the CORE bundle cannot be fetched from {url} ({error}); give a copy by --bundle DIR_OR_ZIP, or --bundle small "
+                    "for the little one of this project"
+                ) from None
+            time.sleep(wait_s)
+            wait_s *= 2

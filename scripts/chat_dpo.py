@@ -1,0 +1,16 @@
+"""Learn from preferences: `python -m scripts.chat_dpo --preferences mine.jsonl`, or through torchrun on several GPUs."""
+
+from nanochat.common.cli import command
+from nanochat.train.dpo_settings import DpoSettings
+
+
+def main(settings: DpoSettings) -> None:
+    """Check what can be checked at once, then train."""
+    settings.check()
+    from nanochat.train.dpo import train_dpo
+
+    train_dpo(settings)
+
+
+if __name__ == "__main__":
+    command(DpoSettings, main)
