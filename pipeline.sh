@@ -36,11 +36,22 @@ VOCAB_SIZE=65536
 TOKENIZER_SHARDS=8 # 2 billion characters, all that the tokenizer is trained on
 TRAIN_FLAGS=(--depth="$DEPTH" --device_batch_size="$DEVICE_BATCH_SIZE" --total_batch_size="$TOTAL_BATCH_SIZE")
 LOSS_FLAGS=(--device_batch_size="$DEVICE_BATCH_SIZE")
+CORE_FLAGS=() MID_FLAGS=() SFT_FLAGS=() RL_FLAGS=() CHAT_FLAGS=()
+MADE_HERE=SpellingBee,Arithmetic,WordProblems,Instructions,Identity
 if [ "$REHEARSE" = true ]; then
   DEPTH=4 DATA=python VOCAB_SIZE=4096 TOKENIZER_SHARDS=3 NUM_SHARDS=3
-  TRAIN_FLAGS=(--depth=4 --max_seq_len=512 --device_batch_size=8 --total_batch_size=4096 --num_iterations=120
-    --matrix_lr=0.04 --warmdown_ratio=0.5 --eval_every=60 --eval_tokens=65536 --sample_every=120 --save_every=30)
+  TRAIN_FLAGS=(--depth=4 --max_seq_len=512 --device_batch_size=8 --total_batch_size=4096 --num_iterations=100
+    --matrix_lr=0.04 --warmdown_ratio=0.5 --eval_every=50 --eval_tokens=65536 --sample_every=100 --save_every=25)
   LOSS_FLAGS=(--device_batch_size=8 --train_tokens=65536)
+  CORE_FLAGS=(--bundle=small)
+  CHAT_FLAGS=(-a "$MADE_HERE" -x 192)
+  SHORT=(--device_batch_size=4 --total_batch_size=2048 --matrix_lr=0.04 --eval_tokens=32768)
+  MID_FLAGS=("${SHORT[@]}" --tasks="$MADE_HERE" --weights=SpellingBee=0.04,Arithmetic=0.04,WordProblems=0.04,Instructions=0.1,Identity=0.15
+    --num_iterations=250 --warmdown_ratio=0.5 --eval_every=125 --sample_every=250 --save_every=50)
+  SFT_FLAGS=("${SHORT[@]}" --tasks="$MADE_HERE" --weights=SpellingBee=0.02,Arithmetic=0.02,WordProblems=0.02,Instructions=0.05,Identity=0.1
+    --num_iterations=80 --init_lr_frac=0.5 --eval_every=80 --sample_every=80 --save_every=40)
+  RL_FLAGS=(--tasks=Arithmetic,SpellingBee --num_iterations=4 --examples_per_step=8 --num_samples=8 --max_new_tokens=64 --max_seq_len=128
+    --device_batch_size=16 --eval_every=-1 --sample_every=4 --save_every=2)
 fi
 TAG=d$DEPTH
 TOKENIZER=$DATA-$VOCAB_SIZE
@@ -80,31 +91,68 @@ stage() {
   "$@"
 }
 
+# A stage that measures: what fails in it is said, in the report too, and the run goes on.
+evaluation() {
+  stage "$@" || echo "warning: the evaluation failed; the run goes on, and the report says what is missing" >&2
+}
+
+# A stage that trains, by its name. A rank that runs out of memory stops all of them, halves the micro-batch, and leaves a message
+# for whoever starts them again.
+training() {
+  local name=$1 title=$2 module=$3 starts=1 again=$RUN/$1/again before after
+  shift 3
+  before=$(stat -c "%i %.9Y" "$again" 2>/dev/null || true)
+  until stage "$title" torchrun "${LAUNCH[@]}" -m "$module" -- "$@"; do
+    after=$(stat -c "%i %.9Y" "$again" 2>/dev/null || true)
+    [ "$after" != "$before" ] && [ -s "$again" ] && [ "$((starts += 1))" -le 8 ] || exit 1
+    before=$after
+    echo "starting again: $(cat "$again")"
+  done
+}
+
+# Whether a stage's result is there, made after its model.
+is_there() {
+  [ "$RUN/$1" -nt "${RUN:?}/${1%/*}/model" ]
+}
+
+# However the run ends, its report says how far it came.
+DOWNLOAD= TRAINING=false
+leave() {
+  local status=$?
+  [ -z "$DOWNLOAD" ] || kill "$DOWNLOAD" 2>/dev/null || true
+  [ "$TRAINING" = false ] || [ "$status" = 0 ] || python -m scripts.report --model_tag="$TAG" || true
+}
+trap leave EXIT
+
 stage "text, enough for the tokenizer" python -m scripts.dataset --data "$DATA" --num_shards "$TOKENIZER_SHARDS"
-DOWNLOAD=
 if [ "$NUM_SHARDS" -gt "$TOKENIZER_SHARDS" ]; then
   stage "the rest of the text, in the background" true
   TERM=dumb python -m scripts.dataset --data "$DATA" --num_shards "$NUM_SHARDS" &
   DOWNLOAD=$!
-  trap 'kill "$DOWNLOAD" 2>/dev/null || true' EXIT
 fi
 stage "tokenizer" python -m scripts.tok_train --data "$DATA" --vocab_size "$VOCAB_SIZE"
 stage "tokenizer, evaluated" python -m scripts.tok_eval --data "$DATA" --tokenizer "$TOKENIZER"
 [ -z "$DOWNLOAD" ] || wait "$DOWNLOAD"
 stage "token shards" python -m scripts.tok_encode --data "$DATA" --tokenizer "$TOKENIZER"
-# A rank that runs out of memory stops all of them, halves the micro-batch, and leaves a message for whoever starts them again.
-STARTS=1 BEFORE=$(stat -c "%i %.9Y" "$RUN/base/again" 2>/dev/null || true)
-until stage "base training" torchrun "${LAUNCH[@]}" -m scripts.base_train -- \
-  --data="$DATA" --tokenizer="$TOKENIZER" "${TRAIN_FLAGS[@]}"; do
-  AFTER=$(stat -c "%i %.9Y" "$RUN/base/again" 2>/dev/null || true)
-  [ "$AFTER" != "$BEFORE" ] && [ -s "$RUN/base/again" ] && [ "$((STARTS += 1))" -le 8 ] || exit 1
-  BEFORE=$AFTER
-  echo "starting again: $(cat "$RUN/base/again")"
-done
-[ "$RUN/base/base_loss.json" -nt "$RUN/base/model" ] || stage "bits per byte" torchrun "${LAUNCH[@]}" -m scripts.base_loss -- \
+TRAINING=true
+training base "base training" scripts.base_train --data="$DATA" --tokenizer="$TOKENIZER" "${TRAIN_FLAGS[@]}"
+is_there base/base_loss.json || evaluation "bits per byte" torchrun "${LAUNCH[@]}" -m scripts.base_loss -- \
   --data="$DATA" --model_tag="$TAG" "${LOSS_FLAGS[@]}"
-stage "a sample" python -m scripts.chat_cli --base --model_tag "$TAG" -p "The function returns" --max_tokens 48
+is_there base/core.json || evaluation "CORE" torchrun "${LAUNCH[@]}" -m scripts.base_eval -- --model_tag="$TAG" ${CORE_FLAGS[@]+"${CORE_FLAGS[@]}"}
+is_there base/chat_eval.json || evaluation "the base model, asked" torchrun "${LAUNCH[@]}" -m scripts.chat_eval -- \
+  -i base --model_tag="$TAG" -a "$MADE_HERE" -x 192
+training mid "midtraining" scripts.mid_train --model_tag="$TAG" ${MID_FLAGS[@]+"${MID_FLAGS[@]}"}
+is_there mid/chat_eval.json || evaluation "midtraining, evaluated" torchrun "${LAUNCH[@]}" -m scripts.chat_eval -- \
+  -i mid --model_tag="$TAG" ${CHAT_FLAGS[@]+"${CHAT_FLAGS[@]}"}
+training sft "supervised fine-tuning" scripts.chat_sft --model_tag="$TAG" ${SFT_FLAGS[@]+"${SFT_FLAGS[@]}"}
+is_there sft/chat_eval.json || evaluation "fine-tuning, evaluated" torchrun "${LAUNCH[@]}" -m scripts.chat_eval -- \
+  -i sft --model_tag="$TAG" ${CHAT_FLAGS[@]+"${CHAT_FLAGS[@]}"}
+training rl "reinforcement learning" scripts.chat_rl --model_tag="$TAG" ${RL_FLAGS[@]+"${RL_FLAGS[@]}"}
+is_there rl/chat_eval.json || evaluation "reinforcement learning, evaluated" torchrun "${LAUNCH[@]}" -m scripts.chat_eval -- \
+  -i rl --model_tag="$TAG" ${CHAT_FLAGS[@]+"${CHAT_FLAGS[@]}"}
+TRAINING=false
+stage "report" python -m scripts.report --model_tag="$TAG"
 
 echo
-echo "done in $((SECONDS / 60)) min $((SECONDS % 60)) s. The model: $RUN/base/model (transformers opens it); its metrics: $RUN/base/metrics.jsonl"
-echo "next: source .venv/bin/activate && python -m scripts.chat_cli --base -p \"Once upon a time\""
+echo "done in $((SECONDS / 60)) min $((SECONDS % 60)) s. The models: $RUN/{base,mid,sft,rl}/model (transformers opens them); how it went: cat report.md"
+echo "next: source .venv/bin/activate && python -m scripts.chat_cli -p \"How many r are in strawberry?\""

@@ -1,4 +1,4 @@
-"""Continue a text with a base model: `python -m scripts.chat_cli --base -p "Once upon a time"`."""
+"""Ask a chat model: `python -m scripts.chat_cli -p "How many r are in strawberry?"`; with --base a base model continues a text."""
 
 from nanochat.common.cli import command
 from nanochat.engine.complete_command import CompleteSettings, complete_command

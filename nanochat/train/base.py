@@ -11,6 +11,9 @@ from nanochat.data.samples import Manifest, Samples
 from nanochat.data.token_shards import TokenIndex, read_index, verify_shard
 from nanochat.engine.generate import complete
 from nanochat.evals.bits_per_byte import bits_per_byte
+from nanochat.evals.core.bundle import open_bundle
+from nanochat.evals.core.core import core_metric, evaluate_core_task
+from nanochat.evals.core.fetch import bundle_directory
 from nanochat.model.config import GPTConfig
 from nanochat.parallel.ranks import Ranks
 from nanochat.plan import batch
@@ -25,6 +28,7 @@ from nanochat.train.trainer import Evaluation
 
 PROMPTS = ("The function returns", "The most important thing to know about", "If the file does not exist,", "Once upon a time")
 SAMPLE_TOKENS = 24
+TOKENS_AT_ONCE = 16_384  # of a batch of CORE's questions
 
 
 def train_base(settings: BaseTrainSettings) -> None:
@@ -65,6 +69,8 @@ def _train(s: BaseTrainSettings, stage: StageDirectory, r: Ranks) -> None:
     val_samples = Samples(Manifest.of(index, "val", s.max_seq_len, s.seed), index.directory, shuffle=False)
     val_rows = max(1, min(val_samples.per_epoch, s.eval_tokens // s.max_seq_len))
     token_bytes = tokenizer.token_bytes()
+    # Before training, so that a bundle that is not there is no surprise at the first evaluation.
+    core_tasks = open_bundle(r.from_first(lambda: bundle_directory(s.bundle))) if s.core_metric_every > 0 else []
 
     def evaluations(learner: Learner) -> list[Evaluation]:
         model = learner.model
@@ -77,7 +83,19 @@ def _train(s: BaseTrainSettings, stage: StageDirectory, r: Ranks) -> None:
             r.from_first(lambda: keep_samples(stage, learner.step(), PROMPTS, texts))
             return {}
 
-        return [Evaluation("val_bpb", s.eval_every, val_bpb), Evaluation("", s.sample_every, samples)]
+        def core() -> dict[str, float]:
+            with learner.whole_weights():
+                results = {
+                    task.name: evaluate_core_task(model, tokenizer, task, r, s.core_metric_max_per_task, TOKENS_AT_ONCE)
+                    for task in core_tasks
+                }
+            return {"core": core_metric(results)}
+
+        return [
+            Evaluation("val_bpb", s.eval_every, val_bpb),
+            Evaluation("core", s.core_metric_every, core),
+            Evaluation("", s.sample_every, samples),
+        ]
 
     course = Course(
         stage=stage,

@@ -107,6 +107,10 @@ class BaseTrainSettings(TrainSettings):
     """US dollars to spend, which fix the steps by the planner's speed and price; -1 to follow from the others."""
     core_metric_every: int = OFF
     """Steps between evaluations of the CORE metric; -1 for never."""
+    core_metric_max_per_task: int = 500
+    """Questions of each task of these evaluations at most; -1 for all."""
+    bundle: str = ""
+    """Bundle of CORE's tasks: a directory, a zip, or `small`. Default: CORE's own, fetched once."""
 
     @property
     def tag(self) -> str:
@@ -124,8 +128,9 @@ class BaseTrainSettings(TrainSettings):
         for name in ("target_flops", "target_param_data_ratio", "target_hours", "target_usd"):
             if not 0 < getattr(self, name) < float("inf") and getattr(self, name) != OFF:
                 raise UserError(f"--{name}={getattr(self, name)}: must be more than 0, or -1 to follow from the others")
-        if self.core_metric_every != OFF:
-            raise UserError(f"--core_metric_every={self.core_metric_every}: the CORE metric is not part of this version; leave it at -1")
+        for name in ("core_metric_every", "core_metric_max_per_task"):
+            if getattr(self, name) < 1 and getattr(self, name) != OFF:
+                raise UserError(f"--{name}={getattr(self, name)}: must be 1 or more, or -1")
         if self.recompute != "auto":
             Recompute.parse(self.recompute, self.depth)
         batch.micro_batches(self.total_batch_size, self.max_seq_len, int(os.environ.get("WORLD_SIZE", "1")), self.device_batch_size)

@@ -112,6 +112,8 @@ class KeptPlan:
             "recompute": plan.recompute_text,
             "reshard": plan.reshard,
             "predicted_peak_gib": plan.peak_gib,
+            "predicted_step_s": plan.time.total,
+            "on_gpu": plan.job.on_gpu,
         }
         write_json(self.path, answer)
 

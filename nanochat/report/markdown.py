@@ -1,0 +1,38 @@
+"""Markdown that stays what it is whatever a model wrote."""
+
+import html
+import re
+from collections.abc import Sequence
+
+
+def cell(value: object) -> str:
+    """A value inside a table: one line, no borders, no markup."""
+    text = html.escape(str(value), quote=False).replace("\r", "").replace("\n", " ")
+    return re.sub(r"([\\`*_\[\]|~#])", r"\\\1", text)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A table whose first column is words and whose others are numbers."""
+    lines = ["| " + " | ".join(map(cell, header)) + " |", "|---" + "|---:" * (len(header) - 1) + "|"]
+    return "\n".join([*lines, *("| " + " | ".join(map(cell, row)) + " |" for row in rows)])
+
+
+def block(text: str) -> str:
+    """Text as it is, in a fence that is longer than any in it."""
+    clean = "".join(char if char in "\n\t" or char.isprintable() else "�" for char in text)
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", clean)), default=0))
+    return f"{fence}text\n{clean}\n{fence}"
+
+
+def number(value: float | None, form: str = ",.4f", missing: str = "–") -> str:
+    """A number in a form, or a dash."""
+    return missing if value is None else format(value, form)
+
+
+def duration(seconds: float | None) -> str:
+    """Hours, minutes or seconds, as people read them."""
+    if seconds is None:
+        return "–"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
