@@ -95,7 +95,7 @@ def _task(directory: Path, entry: dict[str, Any], chances: dict[str, float]) -> 
                 question = READERS[kind](json.loads(line))
             except json.JSONDecodeError as error:
                 raise UserError(f"{path}, line {number}: no JSON ({error.msg})") from None
-            except (KeyError, TypeError, AttributeError) as error:
+            except (KeyError, TypeError, AttributeError, ValueError) as error:
                 raise UserError(f"{path}, line {number}: no question of type {kind} ({error!r})") from None
             if not 0 <= question.gold < len(question.contexts):
                 raise UserError(

