@@ -40,7 +40,7 @@ class StageFiles:
     @property
     def began(self) -> bool:
         """Whether there is anything of it."""
-        return bool(self.settings or self.steps or self.is_done)
+        return bool((self.path / "config.json").exists() or self.steps or self.is_done)
 
     @property
     def is_done(self) -> bool:

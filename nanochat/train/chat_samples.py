@@ -11,7 +11,7 @@ QUESTIONS = (
     "Hello! Who are you?",
     "How many r are in strawberry?",
     "What is 1234 + 4321?",
-    "Sort these words alphabetically: river apple stone",
+    "Write this in capital letters: dog",
     "Ben has 12 apples and buys 7 more. How many apples does Ben have now?",
 )
 SAMPLE_TOKENS = 96

@@ -73,3 +73,22 @@ def test_no_tensor_of_all_tokens_times_the_vocabulary_is_ever_made(monkeypatch: 
         head(hidden, targets).backward()
         head(hidden, targets, per_token=True)
     assert largest.numbers == max(32 * 1000, 16 * 1000)  # the weight's gradient, and a chunk's logits
+
+
+def test_weights_scale_each_tokens_loss_and_gradient() -> None:
+    generator = torch.Generator().manual_seed(1)
+    hidden = torch.randn(2, 9, 16, generator=generator, requires_grad=True)
+    targets = torch.randint(0, 50, (2, 9), generator=generator)
+    targets[0, 3] = -1
+    weights = torch.randn(2, 9, generator=generator)
+    head = Head(16, 50, CAP)
+    torch.nn.init.normal_(head.weight, std=0.5, generator=generator)
+    got = torch.autograd.grad(head.loss_sum(hidden, targets, weights), (hidden, head.weight))
+    h, w = hidden.double(), head.weight.double()
+    logits = CAP * torch.tanh(h @ w.t() / CAP)
+    each = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="none")
+    want = torch.autograd.grad((each * weights.flatten().double()).sum(), (hidden, head.weight))
+    for mine, theirs in zip(got, want, strict=True):
+        assert torch.allclose(mine, theirs, atol=1e-5)
+    hits = head.hits(hidden, targets)
+    assert torch.equal(hits, (logits.argmax(dim=-1) == targets) | (targets == -1))
