@@ -140,6 +140,30 @@ def test_the_planner_says_how_many_shards_to_fetch(own: dict[str, str], asked_fo
     assert f"shards: {asked_for}\n" in finished.stdout, finished.stderr
 
 
+def function(name: str) -> str:
+    """A function of pipeline.sh."""
+    script = (ROOT / "pipeline.sh").read_text()
+    return script[script.index(f"\n{name}() {{") :].split("\n}\n")[0] + "\n}\n"
+
+
+def test_an_evaluation_that_fails_does_not_stop_the_run() -> None:
+    program = 'set -euo pipefail\nstage() { shift; "$@"; }\n' + function("evaluation") + "evaluation CORE false\necho went on\n"
+    finished = subprocess.run(["bash", "-c", program], capture_output=True, text=True, timeout=30)
+    assert finished.returncode == 0
+    assert finished.stdout == "went on\n"
+    assert "warning" in finished.stderr
+
+
+def test_a_run_that_fails_gives_a_report_too(tmp_path: Path) -> None:
+    (tmp_path / "python").write_text('#!/bin/sh\necho "asked: $*"\n')
+    (tmp_path / "python").chmod(0o755)
+    program = "set -euo pipefail\nTAG=d4 DOWNLOAD= TRAINING=true\n" + function("leave") + "trap leave EXIT\nexit 3\n"
+    environment = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    finished = subprocess.run(["bash", "-c", program], env=environment, capture_output=True, text=True, timeout=30)
+    assert finished.returncode == 3
+    assert finished.stdout == "asked: -m scripts.report --model_tag=d4\n"
+
+
 @pytest.mark.parametrize(
     ("failures", "message", "stale", "starts", "status"),
     [
@@ -155,10 +179,9 @@ def test_base_training_is_started_again_only_when_it_asks_for_it(
 ) -> None:
     (tmp_path / "base").mkdir()
     (tmp_path / "base/again").write_text(message)
-    script = (ROOT / "pipeline.sh").read_text()
-    loop = script[script.index("STARTS=1") :].split("\ndone\n")[0] + "\ndone\n"
+    loop = function("training") + 'training base "base training" scripts.base_train --depth=4\n'
     before = f"""set -euo pipefail
-RUN={tmp_path} LAUNCH=(--standalone) DATA=python TOKENIZER=python-4096 TRAIN_FLAGS=(--depth=4)
+RUN={tmp_path} LAUNCH=(--standalone)
 stage() {{ shift; "$@"; }}
 torchrun() {{
   echo started >> "$RUN/starts"

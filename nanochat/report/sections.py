@@ -3,7 +3,7 @@
 import statistics
 from typing import Any
 
-from nanochat.plan.hardware import gpu_named
+from nanochat.plan.hardware import GPUS
 from nanochat.report.markdown import block, duration, number, table
 from nanochat.report.run_files import StageFiles
 
@@ -11,13 +11,14 @@ LATE = 0.5  # the steps of a run's second half are the ones that speeds are take
 
 
 def price_per_hour(stage: StageFiles) -> float | None:
-    """US dollars an hour of all of the stage's GPUs; None on a CPU."""
-    question = stage.plan.get("question") or {}
-    gpu = gpu_named(str(question.get("gpu", "")))
-    if gpu is None:
+    """US dollars an hour of all of the stage's GPUs; None on a CPU, and for a kind without a price."""
+    if not stage.plan.get("on_gpu"):
         return None
+    question = stage.plan["question"]
     asked = stage.settings.get("usd_per_gpu_hour", -1)
-    return (asked if asked >= 0 else gpu.usd_per_hour) * int(question.get("world_size", 1))
+    prices = {gpu.name: gpu.usd_per_hour for gpu in GPUS}
+    price = asked if asked >= 0 else prices.get(question["gpu"])
+    return None if price is None else price * question["world_size"]
 
 
 def usd(stage: StageFiles) -> float | None:

@@ -25,7 +25,7 @@ from nanochat.evals.core.fetch import bundle_directory
 from nanochat.evals.core.score import Scored, item, items_of, score
 from nanochat.model.directory import load_model
 from nanochat.parallel.ranks import Ranks
-from tests.conftest import World, wrong_request
+from tests.conftest import TINY, World, wrong_request
 from tests.processes import run_ranks
 
 CPU = torch.device("cpu")
@@ -300,3 +300,16 @@ def test_base_eval_refuses_what_is_not_there(world: World, trained: Path) -> Non
     wrong_request(world.run("scripts.base_eval", "--bundle=/no/such/bundle"), "/no/such/bundle", "small")
     wrong_request(world.run("scripts.base_eval", "--bundle=small", "--model_tag=none"), "none")
     wrong_request(world.run("scripts.base_eval", "--bundle=small", "--max_per_task=0"), "--max_per_task=0")
+
+
+def test_base_training_measures_core_on_the_way_on_any_number_of_ranks(world: World) -> None:
+    flags = (*TINY, "--num_iterations=4", "--core_metric_every=2", "--core_metric_max_per_task=5", "--bundle=small")
+    found = []
+    for ranks in (0, 2):
+        finished = world.run("scripts.base_train", *flags, f"--model_tag=core{ranks}", nproc=ranks)
+        assert finished.returncode == 0, finished.stderr
+        rows = [json.loads(line) for line in (world.base / f"runs/core{ranks}/base/metrics.jsonl").read_text().splitlines()]
+        found.append({row["step"]: row["core"] for row in rows if "core" in row})
+    assert found[0].keys() == {2, 4}
+    assert found[0] == pytest.approx(found[1])
+    wrong_request(world.run("scripts.base_train", *flags[:-1], "--bundle=/no/such", "--model_tag=core9"), "/no/such")
