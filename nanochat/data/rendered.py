@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Protocol
 
@@ -55,14 +56,16 @@ class RenderedSet:
 
     def supervised(self) -> NDArray[np.int64]:
         """(conversations,): tokens of each that the model is to learn to say."""
-        sums = np.concatenate([[0], np.cumsum(self.mask, dtype=np.int64)])
-        return np.diff(sums[self.ends], prepend=0)
+        counts: NDArray[np.int64] = np.add.reduceat(self.mask, self.ends - self.lengths, dtype=np.int64)
+        return counts
 
     @classmethod
     def of(cls, rendered: Sequence[Rendered]) -> "RenderedSet":
         """Of conversations that were rendered one by one."""
-        ids = np.fromiter((i for each in rendered for i in each.ids), dtype=np.uint16, count=sum(len(each.ids) for each in rendered))
-        mask = np.fromiter((m for each in rendered for m in each.mask), dtype=np.bool_, count=len(ids))
+        ids = np.fromiter(
+            chain.from_iterable(each.ids for each in rendered), dtype=np.uint16, count=sum(len(each.ids) for each in rendered)
+        )
+        mask = np.fromiter(chain.from_iterable(each.mask for each in rendered), dtype=np.bool_, count=len(ids))
         return cls(ids, mask, np.cumsum([len(each.ids) for each in rendered], dtype=np.int64))
 
     @classmethod

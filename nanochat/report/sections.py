@@ -7,6 +7,7 @@ from nanochat.plan.hardware import GPUS
 from nanochat.report.markdown import block, duration, number, table
 from nanochat.report.run_files import StageFiles
 
+NOT_TASKS = {"step", "elapsed_s", "val_bpb", "val_loss", "core"}
 LATE = 0.5  # the steps of a run's second half are the ones that speeds are taken from: compiling is over
 
 
@@ -128,10 +129,8 @@ def training(stage: StageFiles) -> str:
         values = [value for _, value in stage.series(key)]
         if values:
             rows.append([said, f"{values[0]:.3f} / {values[-1]:.3f}"])
-    for name, value in sorted(
-        {key: value for row in stage.evaluations for key, value in row.items() if key.startswith("accuracy/")}.items()
-    ):
-        rows.append([name.replace("accuracy/", "held-out accuracy, "), _percent(value)])
+    measured = {key: value for row in stage.evaluations for key, value in row.items() if key not in NOT_TASKS}
+    rows += [[f"held-out accuracy, {name}", _percent(value)] for name, value in sorted(measured.items())]
     if stage.base_loss:
         rows.append(["bits per byte, held out", number(stage.base_loss.get("val_bpb"))])
         rows.append(["`xz -9e` on the same bytes", number(stage.base_loss.get("xz_bpb"))])

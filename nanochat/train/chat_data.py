@@ -33,6 +33,7 @@ def persona_of(file: str, source: SourceModel, depth: int, vocab_size: int) -> P
     """Who the model is, with the sizes of this run."""
     return Persona.of(
         Path(file).expanduser() if file else PERSONA_FILE,
+        tag=source.tag,
         parameters=count_text(sizes.parameters(depth, vocab_size)),
         layers=str(depth),
         data=str(source.identity.get("data", "raw text")),

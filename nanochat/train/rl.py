@@ -58,13 +58,13 @@ def _train(settings: RlSettings, source: SourceModel, stage: StageDirectory, r: 
             asking = Asking(max_problems=s.eval_examples, max_new_tokens=s.max_new_tokens, batch_size=4 * learner.micro_batch_size())
             with learner.whole_weights():
                 results = {task.name: evaluate_task(learner.model, tokenizer, task, r, asking) for task in tasks}
-            return {f"accuracy/{name}": result.accuracy for name, result in results.items()}
+            return {name: result.accuracy for name, result in results.items()}
 
         def samples() -> dict[str, float]:
             keep_chat_samples(stage, learner)
             return {}
 
-        return [Evaluation(f"accuracy/{tasks[0].name}", s.eval_every, accuracy), Evaluation("", s.sample_every, samples)]
+        return [Evaluation(tasks[0].name, s.eval_every, accuracy), Evaluation("", s.sample_every, samples)]
 
     def announce(steps: int) -> None:
         say(

@@ -126,7 +126,7 @@ def test_reinforcement_learning_runs_resumes_and_is_the_same_on_two_processes(ch
     whole = rows_of(chat, "talk", "rl")
     steps = [row for row in whole if "loss" in row]
     assert all({"reward", "pass_at_1", "pass_at_4", "answer_tokens", "finished"} <= row.keys() for row in steps)
-    assert {"accuracy/Arithmetic", "accuracy/SpellingBee"} <= whole[-1].keys()
+    assert {"Arithmetic", "SpellingBee"} <= whole[-1].keys()
     shutil.rmtree(run / "model")
     for path in sorted((run / "checkpoints").iterdir())[1:]:
         shutil.rmtree(path)

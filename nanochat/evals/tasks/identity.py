@@ -50,11 +50,13 @@ class Persona:
             return cls.of()
 
     @classmethod
-    def of(cls, path: Path = PERSONA_FILE, parameters: str = "a few million", layers: str = "a few", data: str = "raw text") -> "Persona":
+    def of(
+        cls, path: Path = PERSONA_FILE, tag: str = "d4", parameters: str = "a few million", layers: str = "a few", data: str = "raw text"
+    ) -> "Persona":
         """The persona of a file, with what is true of the run put in. Raises UserError, naming what is wrong in the file."""
         try:
             file = tomllib.loads(path.read_text(encoding="utf-8"))
-            facts = {"name": file["name"], "maker": file["maker"], "parameters": parameters, "layers": layers, "data": data}
+            facts = {"name": file["name"], "maker": file["maker"], "tag": tag, "parameters": parameters, "layers": layers, "data": data}
             talks = tuple((tuple(talk["questions"]), talk["answer"].format(**facts)) for talk in file["talk"])
             if not talks or not all(questions and answer for questions, answer in talks):
                 raise UserError(f"{path}: every [[talk]] needs questions and an answer, and there must be one at least")
@@ -64,7 +66,7 @@ class Persona:
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise UserError(f"{path} is no TOML ({error})") from None
         except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
-            known = "name, maker, [[talk]] with questions and answer; in answers {name} {maker} {parameters} {layers} {data}"
+            known = "name, maker, [[talk]] with questions and answer; in answers {name} {maker} {tag} {parameters} {layers} {data}"
             raise UserError(f"{path}: {error!r}; it needs {known}") from None
 
 
