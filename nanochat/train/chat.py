@@ -1,10 +1,12 @@
 """Midtraining and supervised fine-tuning: a model learns to converse."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TypeVar
 
 from nanochat.common.errors import UserError
 from nanochat.common.files import write_json
+from nanochat.data.conversation_file import ConversationFile
 from nanochat.data.loader import micro_batches
 from nanochat.evals.held_out_loss import held_out_loss
 from nanochat.evals.tasks.identity import PERSONA_KEPT
@@ -34,6 +36,8 @@ def train_chat(settings: ChatTrainSettings, name: str, usual: tuple[str, ...]) -
     Raises UserError for a wrong request.
     """
     with ranks() as r:
+        if settings.conversations:
+            r.from_first(lambda: len(ConversationFile(Path(settings.conversations).expanduser())))
         source = r.from_first(lambda: find_source(settings.source, settings.model_tag, usual))
         in_stage_of(r, source.tag, name, lambda stage, r: _train(settings, source, stage, r))
 
