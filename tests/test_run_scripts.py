@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -192,3 +193,38 @@ torchrun() {{
     assert finished.returncode == status, finished.stderr
     assert (tmp_path / "starts").read_text().count("started") == starts
     assert finished.stdout.count("starting again: less memory") == starts - 1
+
+
+FAKE_PYTHON = """#!/bin/sh
+case "$*" in
+  "- "*) exec {real} "$@" ;;
+  *scripts.plan*) echo 9 ;;
+  *) echo "$*" >> {log} ;;
+esac
+"""
+FAKE_TORCHRUN = """#!/bin/sh
+echo "$*" >> {log}
+case "$*" in *base_eval*) exit 1 ;; esac
+"""
+
+
+@pytest.mark.parametrize(("script", "tag", "batch"), [("run3b.sh", "d38", 786_432), ("run7b.sh", "d52", 393_216)])
+def test_a_real_run_goes_through_every_stage_in_order(script: str, tag: str, batch: int, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    for name, text in (("python", FAKE_PYTHON), ("torchrun", FAKE_TORCHRUN)):
+        (tmp_path / name).write_text(text.format(real=sys.executable, log=log))
+        (tmp_path / name).chmod(0o755)
+    finished = run_script(tmp_path, script, nvidia_smi=eight("NVIDIA H100 80GB HBM3", 81_559))
+    assert finished.returncode == 0, finished.stderr
+    commands = [re.search(r"-m scripts\.(\w+) ?(?:-- )?(.*)", line) for line in log.read_text().splitlines()]
+    done = [(found[1], found[2]) for found in commands if found]
+    order = "dataset tok_train tok_eval tok_encode base_train base_loss base_eval chat_eval mid_train chat_eval chat_sft chat_eval".split()
+    order += ["chat_rl", "chat_eval", "report"]
+    foreground = [name for at, (name, _) in enumerate(done) if name != "dataset" or at == 0]
+    assert foreground == order
+    assert f"--total_batch_size={batch}" in dict(done)["base_train"]
+    for name in ("mid_train", "chat_sft", "chat_rl", "report"):
+        assert dict(done)[name] == f"--model_tag={tag}"
+    assert [flags.split()[1] for name, flags in done if name == "chat_eval"] == ["base", "mid", "sft", "rl"]
+    assert "warning: the evaluation failed" in finished.stderr
+    assert all("--nproc_per_node=8" in line for line in log.read_text().splitlines() if "scripts.base" in line or "scripts.chat" in line)

@@ -18,7 +18,7 @@ from nanochat.tokenizer.conversation import Renderer
 from nanochat.tokenizer.tokenizer import Tokenizer
 from nanochat.train.card import chat_card
 from nanochat.train.chat_data import ChatData, persona_of, say_mixture
-from nanochat.train.chat_samples import keep_chat_samples
+from nanochat.train.chat_samples import chat_samples
 from nanochat.train.chat_settings import ChatTrainSettings, SftSettings, StageSettings
 from nanochat.train.run_directory import StageDirectory
 from nanochat.train.source import SourceModel, find_source
@@ -42,11 +42,16 @@ def train_chat(settings: ChatTrainSettings, name: str, usual: tuple[str, ...]) -
         in_stage_of(r, source.tag, name, lambda stage, r: _train(settings, source, stage, r))
 
 
-def inherit(s: S, source: SourceModel, config: GPTConfig, r: Ranks) -> S:
-    """The settings with what they leave to the source filled in. Raises UserError for rows longer than the model's context."""
+def row_length(s: StageSettings, config: GPTConfig) -> int:
+    """Tokens of a row. Raises UserError for more than the model's context."""
     if s.max_seq_len > config.max_seq_len:
         raise UserError(f"--max_seq_len={s.max_seq_len}: the model takes {config.max_seq_len} tokens at most")
-    seq_len = s.max_seq_len if s.max_seq_len > 0 else config.max_seq_len
+    return s.max_seq_len if s.max_seq_len > 0 else config.max_seq_len
+
+
+def inherit(s: S, source: SourceModel, config: GPTConfig, r: Ranks) -> S:
+    """The settings with what they leave to the source filled in. Raises UserError for rows longer than the model's context."""
+    seq_len = row_length(s, config)
     device_batch_size = s.device_batch_size if s.device_batch_size > 0 else int(source.setting("device_batch_size", 32))
     total = s.total_batch_size
     if total < 1:
@@ -98,12 +103,8 @@ def _train(settings: ChatTrainSettings, source: SourceModel, stage: StageDirecto
             num_rows = max(1, min(data.held_out.rows_per_pass, s.eval_tokens // s.max_seq_len))
             return {"val_loss": held_out_loss(learner.model, data.held_out, num_rows, learner.micro_batch_size(), r)}
 
-        def samples() -> dict[str, float]:
-            keep_chat_samples(stage, learner)
-            return {}
-
         held_out = [Evaluation("val_loss", s.eval_every, val_loss)] if data.held_out else []
-        return [*held_out, Evaluation("", s.sample_every, samples)]
+        return [*held_out, chat_samples(stage, learner, s.sample_every)]
 
     course = Course(
         stage=stage,

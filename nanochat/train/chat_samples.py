@@ -6,6 +6,7 @@ from nanochat.engine.batch import generate_batch
 from nanochat.tokenizer.conversation import Renderer, parts_of
 from nanochat.train.run_directory import StageDirectory
 from nanochat.train.stage import Learner
+from nanochat.train.trainer import Evaluation
 
 QUESTIONS = (
     "Hello! Who are you?",
@@ -16,6 +17,16 @@ QUESTIONS = (
 )
 SAMPLE_TOKENS = 96
 TRANSCRIPT_FILE = "transcript.json"
+
+
+def chat_samples(stage: StageDirectory, learner: Learner, every: int) -> Evaluation:
+    """The evaluation that asks the questions every so many steps, and at the end."""
+
+    def run() -> dict[str, float]:
+        keep_chat_samples(stage, learner)
+        return {}
+
+    return Evaluation("", every, run)
 
 
 def keep_chat_samples(stage: StageDirectory, learner: Learner) -> None:

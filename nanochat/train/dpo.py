@@ -4,21 +4,19 @@ from dataclasses import replace
 from pathlib import Path
 
 from nanochat.common.console import say
-from nanochat.common.errors import UserError
 from nanochat.common.files import write_json
 from nanochat.data.conversation_file import PreferenceFile
 from nanochat.evals.tasks.identity import PERSONA_KEPT, Persona
 from nanochat.parallel.ranks import Ranks, ranks
 from nanochat.tokenizer.conversation import Renderer
 from nanochat.train.card import chat_card
-from nanochat.train.chat import open_source, source_identity
-from nanochat.train.chat_samples import keep_chat_samples
+from nanochat.train.chat import open_source, row_length, source_identity
+from nanochat.train.chat_samples import chat_samples
 from nanochat.train.dpo_settings import DpoSettings
 from nanochat.train.preferences import REFERENCE_FILE, Pairs, Preferences
 from nanochat.train.run_directory import StageDirectory
 from nanochat.train.source import SourceModel, find_source
-from nanochat.train.stage import Course, Learner, already_done, in_stage_of, train
-from nanochat.train.trainer import Evaluation
+from nanochat.train.stage import Course, already_done, in_stage_of, train
 
 
 def train_dpo(settings: DpoSettings) -> None:
@@ -31,9 +29,7 @@ def train_dpo(settings: DpoSettings) -> None:
 
 def _train(settings: DpoSettings, source: SourceModel, stage: StageDirectory, r: Ranks) -> None:
     tokenizer, config = open_source(source, r)
-    if settings.max_seq_len > config.max_seq_len:
-        raise UserError(f"--max_seq_len={settings.max_seq_len}: the model takes {config.max_seq_len} tokens at most")
-    seq_len = settings.max_seq_len if settings.max_seq_len > 0 else config.max_seq_len
+    seq_len = row_length(settings, config)
     file = PreferenceFile(Path(settings.preferences).expanduser())
     preferences = Preferences.of(file, Renderer(tokenizer), seq_len)
     pairs_per_step = min(settings.pairs_per_step, preferences.pairs)
@@ -54,13 +50,6 @@ def _train(settings: DpoSettings, source: SourceModel, stage: StageDirectory, r:
         epochs = steps * pairs_per_step / preferences.pairs
         say(f"{steps:,} steps of {pairs_per_step} pairs: {epochs:.2f} epochs of {preferences.pairs:,} pairs{left_out}")
 
-    def evaluations(learner: Learner) -> list[Evaluation]:
-        def samples() -> dict[str, float]:
-            keep_chat_samples(stage, learner)
-            return {}
-
-        return [Evaluation("", s.sample_every, samples)]
-
     course = Course(
         stage=stage,
         settings=s,
@@ -72,7 +61,7 @@ def _train(settings: DpoSettings, source: SourceModel, stage: StageDirectory, r:
         num_iterations=lambda plan, usd_per_gpu_hour: num_iterations,
         announce=announce,
         batches=pairs.batches,
-        evaluations=evaluations,
+        evaluations=lambda learner: [chat_samples(stage, learner, s.sample_every)],
         card=lambda state: chat_card(stage, config, source, persona.name, ["preferences"], state),
         figures=lambda: pairs.figures,
     )

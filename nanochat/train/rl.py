@@ -10,8 +10,8 @@ from nanochat.evals.tasks.identity import PERSONA_KEPT, Persona
 from nanochat.evals.tasks.registry import TaskOptions, find_tasks, task_dir_of
 from nanochat.parallel.ranks import Ranks, ranks
 from nanochat.train.card import chat_card
-from nanochat.train.chat import open_source, source_identity
-from nanochat.train.chat_samples import keep_chat_samples
+from nanochat.train.chat import open_source, row_length, source_identity
+from nanochat.train.chat_samples import chat_samples
 from nanochat.train.rl_settings import RlSettings
 from nanochat.train.rollouts import Questions, Rollouts
 from nanochat.train.run_directory import StageDirectory
@@ -31,9 +31,7 @@ def train_rl(settings: RlSettings) -> None:
 
 def _train(settings: RlSettings, source: SourceModel, stage: StageDirectory, r: Ranks) -> None:
     tokenizer, config = open_source(source, r)
-    if settings.max_seq_len > config.max_seq_len:
-        raise UserError(f"--max_seq_len={settings.max_seq_len}: the model takes {config.max_seq_len} tokens at most")
-    seq_len = settings.max_seq_len if settings.max_seq_len > 0 else config.max_seq_len
+    seq_len = row_length(settings, config)
     answers = settings.examples_per_step * settings.num_samples
     if answers % r.world_size:
         raise UserError(f"--examples_per_step × --num_samples = {answers} answers do not split over {r.world_size} ranks")
@@ -60,11 +58,7 @@ def _train(settings: RlSettings, source: SourceModel, stage: StageDirectory, r: 
                 results = {task.name: evaluate_task(learner.model, tokenizer, task, r, asking) for task in tasks}
             return {name: result.accuracy for name, result in results.items()}
 
-        def samples() -> dict[str, float]:
-            keep_chat_samples(stage, learner)
-            return {}
-
-        return [Evaluation(tasks[0].name, s.eval_every, accuracy), Evaluation("", s.sample_every, samples)]
+        return [Evaluation(tasks[0].name, s.eval_every, accuracy), chat_samples(stage, learner, s.sample_every)]
 
     def announce(steps: int) -> None:
         say(
