@@ -11,7 +11,6 @@ from nanochat.data.loader import micro_batches
 from nanochat.evals.held_out_loss import held_out_loss
 from nanochat.evals.tasks.identity import PERSONA_KEPT
 from nanochat.model.config import GPTConfig
-from nanochat.model.directory import load_config
 from nanochat.parallel.ranks import Ranks, ranks
 from nanochat.plan import batch
 from nanochat.tokenizer.conversation import Renderer
@@ -64,7 +63,7 @@ def inherit(s: S, source: SourceModel, config: GPTConfig, r: Ranks) -> S:
 
 def open_source(source: SourceModel, r: Ranks) -> tuple[Tokenizer, GPTConfig]:
     """Tokenizer and shape of the model that training starts from."""
-    return r.from_first(lambda: (Tokenizer.from_directory(source.directory), load_config(source.directory)))
+    return r.from_first(source.open)
 
 
 def source_identity(s: StageSettings, source: SourceModel, tokenizer: Tokenizer, config: GPTConfig) -> dict[str, object]:

@@ -40,7 +40,7 @@ class StageSettings(TrainSettings):
     """What every stage after base training has."""
 
     source: str = ""
-    """Stage whose model to start from (base, mid, sft, rl, dpo), or a model directory. Default: the stage before."""
+    """Stage whose model to start from (base, mid, sft, rl, dpo), or a directory of a model or a checkpoint. Default: the stage before."""
     device_batch_size: int = OFF
     """Sequences a GPU handles per pass; -1 for what the stage before had."""
     total_batch_size: int = OFF

@@ -164,6 +164,27 @@ class Checkpoints:
                 discard(path)
 
 
+def load_checkpoint_weights(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Read some of a checkpoint's tensors in place, by their names there. Every rank calls it.
+
+    Raises UserError when it is not whole, or they are not in it with these shapes.
+    """
+    try:
+        metadata = read_metadata(path)
+        if missing := missing_part(path, metadata):
+            raise ValueError(missing)
+        saved = {name: m.size for name, m in metadata.state_dict_metadata.items() if isinstance(m, TensorStorageMetadata)}
+        for name, tensor in tensors.items():
+            if saved.get(name) != tensor.shape:
+                raise ValueError(f"{name} of shape {tuple(tensor.shape)} is not in it")
+        reader = StepReader(path, metadata)
+        dcp.load(dict(tensors), storage_reader=reader)
+    except (OSError, ValueError, CheckpointException) as error:
+        raise UserError(f"the checkpoint {path} cannot be read ({error})") from None
+    if reader.error:
+        raise UserError(f"the checkpoint {path} cannot be read ({reader.error})")
+
+
 def _as_text(error: BaseException | None) -> Exception | None:
     return None if error is None else RuntimeError(f"{type(error).__name__}: {error}")
 

@@ -1,4 +1,4 @@
-"""The model that a stage starts from: which one it is, what its run was asked for, and its weights."""
+"""The model that a stage starts from, a finished one or a checkpoint: which it is, what its run was asked for, its weights."""
 
 import contextlib
 from dataclasses import dataclass
@@ -10,20 +10,24 @@ import torch
 from nanochat.common.errors import UserError
 from nanochat.common.files import read_json
 from nanochat.common.paths import base_dir
-from nanochat.model.directory import each_weight
+from nanochat.model.config import GPTConfig
+from nanochat.model.directory import each_weight, load_config
 from nanochat.model.find import find_model
 from nanochat.model.gpt import GPT
 from nanochat.parallel.sharding import rows_held
+from nanochat.tokenizer.tokenizer import Tokenizer
+from nanochat.train.checkpoint import load_checkpoint_weights
+from nanochat.train.checkpoint_files import STATE_FILE
 
 STAGES = ("base", "mid", "sft", "rl", "dpo")
 
 
 @dataclass(frozen=True)
 class SourceModel:
-    """A finished model that training goes on from."""
+    """A model that training goes on from."""
 
     directory: Path
-    """The model directory."""
+    """The model directory, or the directory of one checkpoint."""
     tag: str
     """The run that it belongs to; a directory from elsewhere gives its own name."""
     settings: dict[str, Any]
@@ -32,9 +36,32 @@ class SourceModel:
     """What its stage was."""
 
     @property
+    def is_checkpoint(self) -> bool:
+        """Whether it is a checkpoint of a run that is not finished, or was not then."""
+        return _is_checkpoint(self.directory)
+
+    @property
     def name(self) -> str:
         """Stage, or path, as one speaks of it."""
-        return self.directory.parent.name if self.directory.parent.parent.parent == base_dir() / "runs" else str(self.directory)
+        is_stage = self.directory.name == "model" and self.directory.parents[2] == base_dir() / "runs"
+        return self.directory.parent.name if is_stage else str(self.directory)
+
+    def open(self) -> tuple[Tokenizer, GPTConfig]:
+        """Its tokenizer and its shape. Raises UserError where they are missing or damaged."""
+        if not self.is_checkpoint:
+            return Tokenizer.from_directory(self.directory), load_config(self.directory)
+        try:
+            config = GPTConfig.from_depth(self.identity["depth"], self.identity["vocab_size"], self.identity["max_seq_len"])
+            wanted = self.identity["tokenizer"]
+        except KeyError as error:
+            raise UserError(f"{self.directory.parents[1] / 'config.json'} is missing or damaged ({error})") from None
+        stage = self.directory.parents[1]
+        for place in [*stage.parent.glob("*/model"), *(base_dir() / "tokenizer").glob("*")]:
+            with contextlib.suppress(UserError):
+                tokenizer = Tokenizer.from_directory(place)
+                if tokenizer.hash == wanted:
+                    return tokenizer, config
+        raise UserError(f"the tokenizer of {stage} ({wanted}) is neither among the tokenizers nor beside a model of the run")
 
     def setting(self, name: str, default: Any) -> Any:
         """A setting of its run, for a stage that is not told otherwise."""
@@ -42,21 +69,23 @@ class SourceModel:
 
 
 def find_source(source: str, model_tag: str, usual: tuple[str, ...]) -> SourceModel:
-    """The model that `--source` names: a stage of the run `model_tag` (or of the newest run), or a model directory by its path.
+    """The model that `--source` names: a stage of the run `model_tag` (or of the newest run), or a model or checkpoint directory.
 
     Without `source` the first of the `usual` stages that has a finished model. Raises UserError, saying what is there, when there is none.
     """
     if source and source not in STAGES:
         directory = Path(source).expanduser().absolute()
-        if not (directory / "config.json").is_file():
-            raise UserError(f"--source={source}: neither a stage ({', '.join(STAGES)}) nor a model directory (it has no config.json)")
+        if not (directory / "config.json").is_file() and not _is_checkpoint(directory):
+            stages = ", ".join(STAGES)
+            raise UserError(f"--source={source}: neither a stage ({stages}), nor a model directory (with a config.json), nor a checkpoint")
     else:
         directory = _newest((source,) if source else usual, model_tag)
-    in_runs = directory.parent.parent.parent == base_dir() / "runs"
-    tag = model_tag or (directory.parent.parent.name if in_runs else directory.name)
+    stage = directory.parents[1] if _is_checkpoint(directory) else directory.parent
+    in_runs = stage.parents[1] == base_dir() / "runs"
+    tag = model_tag or (stage.parent.name if in_runs else directory.name)
     kept: dict[str, Any] = {}
     with contextlib.suppress(OSError, ValueError, TypeError):
-        kept = dict(read_json(directory.parent / "config.json")) if in_runs else {}
+        kept = dict(read_json(stage / "config.json"))
     return SourceModel(directory, tag, dict(kept.get("settings") or {}), dict(kept.get("identity") or {}))
 
 
@@ -67,13 +96,20 @@ def _newest(stages: tuple[str, ...], model_tag: str) -> Path:
     return find_model((stages[-1],), model_tag)
 
 
+def _is_checkpoint(directory: Path) -> bool:
+    return directory.parent.name == "checkpoints" and (directory / STATE_FILE).is_file()
+
+
 @torch.no_grad()
 def load_weights(model: GPT, directory: Path) -> None:
-    """Give a model in training, sharded or not, the weights of a model directory; each process reads the rows that it holds.
+    """Give a model in training, sharded or not, the weights of a model directory or of a checkpoint; each process reads what it holds.
 
     Raises UserError when one is missing, damaged or of another shape.
     """
     parameters = dict(model.named_parameters())
+    if _is_checkpoint(directory):
+        load_checkpoint_weights(directory, {f"model.{name}": p.detach() for name, p in parameters.items()})
+        return
     for name, read in each_weight(directory, {name: tuple(p.shape) for name, p in parameters.items()}):
         held, first = rows_held(parameters[name])
         held.copy_(read(first, first + held.size(0)))

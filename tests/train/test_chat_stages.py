@@ -205,9 +205,29 @@ def test_hub_tasks_are_left_out_with_a_word_and_come_from_a_copy(chat: World, tm
     wrong_request(alone, "copies2")
 
 
+def test_a_stage_starts_from_a_checkpoint_or_from_a_directory_elsewhere(chat: World, tmp_path: Path) -> None:
+    checkpoint = chat.base / "runs/talk/base/checkpoints/step_00000004"
+    elsewhere = tmp_path / "a model"
+    shutil.copytree(chat.base / "runs/talk/base/model", elsewhere)
+    for tag, source, ranks in (("fromstep", checkpoint, 2), ("fromdir", elsewhere, 0)):
+        sizes = ("--total_batch_size=768", "--device_batch_size=2")
+        flags = (*(flag for flag in MID if "total" not in flag), *sizes, f"--source={source}", f"--model_tag={tag}")
+        finished = chat.run("scripts.mid_train", *flags, nproc=ranks)
+        assert finished.returncode == 0, finished.stderr
+    assert losses(chat, "fromstep", "mid") == pytest.approx(losses(chat, "talk", "mid"), abs=1e-4)
+    assert losses(chat, "fromdir", "mid")[12] < 0.7 * losses(chat, "fromdir", "mid")[1]  # what its base text was is not known there
+    damaged = tmp_path / "checkpoints/step_00000004"
+    shutil.copytree(checkpoint, damaged)
+    shutil.copy(chat.base / "runs/talk/base/config.json", tmp_path)
+    next(iter(sorted(damaged.glob("*.distcp")))).unlink()
+    refused = chat.run("scripts.mid_train", *MID, f"--source={damaged}", "--device_batch_size=2", "--model_tag=fromdamaged")
+    wrong_request(refused, "step_00000004", "cannot be read")
+
+
 def test_wrong_requests(chat: World, tmp_path: Path) -> None:
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"messages": [{"role": "user", "content": "hi"}, {"role": "user", "content": "again"}]}\n')
+    shutil.copytree(chat.base / "runs/talk/mid", chat.base / "runs/onlymid/mid")
     for args, words in (
         (("scripts.chat_sft", "--conversations", str(bad), "--num_iterations=1"), ("bad.jsonl, line 1: message 2",)),
         (("scripts.chat_sft", "--tasks=NoSuchTask"), ("NoSuchTask", "SpellingBee")),
@@ -223,7 +243,7 @@ def test_wrong_requests(chat: World, tmp_path: Path) -> None:
         (("scripts.mid_train", "--tasks=Identity", "--num_epochs=0"), ("--num_epochs",)),
         (("scripts.chat_rl", "--tasks=HumanEval"), ("HumanEval", "GSM8K")),
         (("scripts.chat_rl", "--num_samples=1"), ("--num_samples=1",)),
-        (("scripts.chat_rl", "--model_tag=own", "--tasks=GSM8K"), ("openai/gsm8k",)),
+        (("scripts.chat_rl", "--model_tag=onlymid", "--tasks=GSM8K"), ("openai/gsm8k",)),
         (("scripts.chat_dpo",), ("--preferences",)),
         (("scripts.chat_dpo", "--preferences", str(bad)), ("bad.jsonl, line 1",)),
     ):
