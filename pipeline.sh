@@ -50,8 +50,8 @@ if [ "$REHEARSE" = true ]; then
     --num_iterations=250 --warmdown_ratio=0.5 --eval_every=125 --sample_every=250 --save_every=50)
   SFT_FLAGS=("${SHORT[@]}" --tasks="$MADE_HERE" --weights=SpellingBee=0.02,Arithmetic=0.02,WordProblems=0.02,Instructions=0.1,Identity=0.1
     --num_iterations=80 --init_lr_frac=0.5 --eval_every=80 --sample_every=80 --save_every=40)
-  RL_FLAGS=(--tasks=Arithmetic,SpellingBee --num_iterations=4 --examples_per_step=8 --num_samples=8 --max_new_tokens=64 --max_seq_len=128
-    --device_batch_size=16 --eval_every=-1 --sample_every=4 --save_every=2)
+  RL_FLAGS=(--tasks=Instructions,SpellingBee --num_iterations=20 --examples_per_step=16 --num_samples=8 --max_new_tokens=64 --max_seq_len=128
+    --device_batch_size=32 --init_lr_frac=0.2 --eval_every=-1 --sample_every=20 --save_every=10)
 fi
 TAG=d$DEPTH
 TOKENIZER=$DATA-$VOCAB_SIZE

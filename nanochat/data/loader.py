@@ -3,7 +3,7 @@
 import itertools
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 READ_AHEAD = 4  # micro-batches
+WIDTH_STEP = 64
 SAMPLES_AT_ONCE = 64  # small micro-batches are read several at a time: finding places costs nearly as much for one as for many
 
 
@@ -63,6 +64,11 @@ class Split:
         step, micro_step = divmod(micro_batch, self.grad_accum_steps)
         first = first_sample + step * self.samples_per_step + (micro_step * self.world_size + self.rank) * self.micro_batch_size
         return np.arange(first, first + self.micro_batch_size)
+
+
+def row_width(lengths: Iterable[int], seq_len: int) -> int:
+    """Columns of a micro-batch of padded rows: enough for the longest, a multiple of 64, `seq_len` at most."""
+    return min(seq_len, -(-max(lengths) // WIDTH_STEP) * WIDTH_STEP)
 
 
 def _to_device(array: NDArray[np.int64], device: torch.device) -> Tensor:

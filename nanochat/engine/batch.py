@@ -10,6 +10,7 @@ import torch
 from nanochat.engine.cache import RaggedKVCache
 from nanochat.engine.sample import sample_rows
 from nanochat.model.gpt import GPT
+from nanochat.parallel.attention import attention_of_any_shape
 from nanochat.sandbox.calculator import answer
 from nanochat.tokenizer.tokenizer import Tokenizer
 
@@ -94,13 +95,15 @@ def generate_batch(
     top_k: int = 0,
     seeds: Sequence[int],
     tools: bool = True,
+    max_len: int = 0,
 ) -> list[Generated]:
     """Answer every prompt, until the model ends its turn, `max_new_tokens`, or the end of the context.
 
+    max_len: tokens of a prompt and its answer together, where that is less than the context.
     seeds: one a prompt; what follows a prompt depends on its own seed and not on its neighbours (within rounding). A tool call,
     `<|python_start|> … <|python_end|>`, is answered with what the calculator says. Prompts of a whole context get no answer.
     """
-    context = model.config.max_seq_len
+    context = min(model.config.max_seq_len, max_len or model.config.max_seq_len)
     rows = [Row(tokenizer, seed, min(max_new_tokens, context - len(prompt)), tools) for prompt, seed in zip(prompts, seeds, strict=True)]
     live = [number for number, row in enumerate(rows) if not row.done]
     if not live:
@@ -112,7 +115,7 @@ def generate_batch(
     ids = torch.full((len(live), longest), tokenizer.bos_id, device=device)
     for place, number in enumerate(live):
         ids[place, : lengths[place]] = torch.tensor(list(prompts[number]), device=device)
-    with torch.compiler.set_stance("force_eager"):  # a compiled block would be compiled again for every length
+    with attention_of_any_shape(), torch.compiler.set_stance("force_eager"):  # else compiled again for each length
         logits = model(ids, cache=cache, logits_at=cache.lengths - 1)[:, 0]  # (B, V)
         while True:
             uniform = torch.tensor([rows[number].uniform() for number in live], dtype=torch.float64, device=device)

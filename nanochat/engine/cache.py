@@ -77,6 +77,8 @@ class RaggedKVCache:
         return int(self.lengths.max()) >= self._shape[4]
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with some of the rows only: their numbers (B',)."""
+        """Go on with some of the rows only: their numbers (B',). In place, layer by layer: there may be no room for a copy."""
         assert self._store is not None
-        self._store, self.lengths = self._store[:, :, rows], self.lengths[rows]
+        for layer in range(self._store.size(1)):
+            self._store[:, layer, : len(rows)] = self._store[:, layer, rows]
+        self._store, self.lengths = self._store[:, :, : len(rows)], self.lengths[rows]

@@ -8,6 +8,7 @@ from torch import Tensor
 from nanochat.engine.cache import StaticKVCache
 from nanochat.engine.sample import sample_token
 from nanochat.model.gpt import GPT
+from nanochat.parallel.attention import attention_of_any_shape
 from nanochat.tokenizer.tokenizer import Tokenizer
 
 
@@ -58,7 +59,7 @@ def complete(
     """What follows `text`; the end of a document ends it. `agree`: as for `generate`."""
     prompt = [tokenizer.bos_id, *tokenizer.encode(text)]
     stop = frozenset({tokenizer.bos_id})
-    with torch.compiler.set_stance("force_eager"):  # a compiled block would be compiled again for every length
+    with attention_of_any_shape(), torch.compiler.set_stance("force_eager"):  # else compiled again for every length
         options = {"temperature": temperature, "top_k": top_k, "seed": seed}
         ids = list(generate(model, prompt, max_new_tokens, stop_ids=stop, agree=agree, **options))  # type: ignore[arg-type]
     return tokenizer.decode(ids)

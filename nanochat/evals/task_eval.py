@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 
+from nanochat.common.errors import UserError
 from nanochat.engine.batch import generate_batch
 from nanochat.evals.intervals import wilson
-from nanochat.evals.tasks.task import ENDLESS, Examples, Task
+from nanochat.evals.tasks.task import ENDLESS, Examples, Split, Task, TaskUnavailable
 from nanochat.model.gpt import GPT
+from nanochat.parallel.attention import attention_of_any_shape
 from nanochat.parallel.ranks import Ranks
 from nanochat.tokenizer.conversation import Conversation, Renderer, parts_of, question_of, text_of
 from nanochat.tokenizer.tokenizer import Tokenizer
@@ -89,8 +91,7 @@ def evaluate_task(model: GPT, tokenizer: Tokenizer, task: Task, ranks: Ranks, as
     Raises what the task does where its questions cannot be had, or its answers cannot be judged.
     """
     started = time.perf_counter()
-    ranks.from_first(lambda: len(task.examples("test")))  # fetched once; the others find it
-    examples = task.examples("test")
+    examples = examples_on_all(task, "test", ranks)
     most = asking.max_problems if asking.max_problems > 0 else ENDLESS_PROBLEMS if len(examples) == ENDLESS else len(examples)
     total = min(most, len(examples))
     mine = range(ranks.rank, total, ranks.world_size)
@@ -109,6 +110,25 @@ def evaluate_task(model: GPT, tokenizer: Tokenizer, task: Task, ranks: Ranks, as
         too_long=sum(mark.too_long for mark in every),
         seconds=time.perf_counter() - started,
     )
+
+
+def examples_on_all(task: Task, split: Split, ranks: Ranks) -> Examples:
+    """The examples of a split on every rank: fetched by the first, found by the others.
+
+    Raises what the task does where they cannot be had, on every rank alike.
+    """
+    ranks.from_first(lambda: len(task.examples(split)))
+    examples, problem = None, None
+    try:
+        examples = task.examples(split)
+        len(examples)
+    except (UserError, OSError) as error:
+        problem = error
+    for rank, each in enumerate(ranks.gather(problem)):
+        if each is not None:
+            raise TaskUnavailable(f"rank {rank} does not find what the first one has: {each}")
+    assert examples is not None
+    return examples
 
 
 @dataclass(frozen=True)
@@ -146,7 +166,7 @@ def _judge_choices(
         ids = torch.full((len(batch), max(lengths)), tokenizer.bos_id, device=device)
         for row, number in enumerate(batch):
             ids[row, : lengths[row]] = torch.tensor(fitting[number], device=device)
-        with torch.compiler.set_stance("force_eager"):
+        with attention_of_any_shape(), torch.compiler.set_stance("force_eager"):
             logits = model(ids, logits_at=torch.tensor(lengths, device=device) - 1)[:, 0]  # (B, V)
         for row, number in enumerate(batch):
             example = chosen[number]

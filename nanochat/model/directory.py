@@ -206,6 +206,12 @@ def each_weight(directory: Path, shapes: dict[str, tuple[int, ...]]) -> Iterator
             raise UserError(f"{path} is missing or damaged ({error})") from None
 
 
+def check_belongs(directory: Path, tokenizer: Tokenizer, config: GPTConfig) -> None:
+    """Raises UserError when a directory's tokenizer is not its model's."""
+    if tokenizer.vocab_size != config.vocab_size:
+        raise UserError(f"{directory}: the tokenizer has {tokenizer.vocab_size:,} entries, the model {config.vocab_size:,}")
+
+
 def load_model(directory: Path, device: torch.device, dtype: torch.dtype = torch.float32) -> tuple[GPT, Tokenizer]:
     """The model of a directory, ready for evaluation, with its tokenizer; its weights are, and it computes, in `dtype` on a device.
 
@@ -220,6 +226,5 @@ def load_model(directory: Path, device: torch.device, dtype: torch.dtype = torch
     for name, read in each_weight(directory, {name: tuple(p.shape) for name, p in parameters.items()}):
         parameters[name].data.copy_(read(0, parameters[name].size(0)))
     tokenizer = Tokenizer.from_directory(directory)
-    if tokenizer.vocab_size != config.vocab_size:
-        raise UserError(f"{directory}: the tokenizer has {tokenizer.vocab_size:,} entries, the model {config.vocab_size:,}")
+    check_belongs(directory, tokenizer, config)
     return model.eval().requires_grad_(False), tokenizer

@@ -1,5 +1,7 @@
 """Which kernel computes attention on a GPU."""
 
+from contextlib import AbstractContextManager
+
 import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -7,6 +9,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from nanochat.common.console import warn
 
 FASTEST_FROM = (9, 0)  # on Hopper cuDNN's forward and backward reach 399 TFLOP/s where FlashAttention-2 reaches 236
+
+
+def attention_of_any_shape() -> AbstractContextManager[None]:
+    """Within it attention runs on kernels that take one query, and lengths that change from pass to pass.
+
+    cuDNN refuses the one and makes a new plan for each of the others.
+    """
+    context: AbstractContextManager[None] = sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
+    return context
 
 
 def prefer_cudnn_attention(device: torch.device, dtype: torch.dtype, seq_len: int, head_dim: int) -> bool:

@@ -60,10 +60,10 @@ def whole_weights(model: GPT, resharding: bool) -> Iterator[None]:
     resharding: whether training gives up a layer's whole weights after its forward pass, which it does again afterwards.
     """
     groups = [module for module in model.modules() if isinstance(module, FSDPModule)]
-    for group in groups:
-        group.set_reshard_after_forward(False, recurse=False)
-        group.unshard()
     try:
+        for group in groups:
+            group.set_reshard_after_forward(False, recurse=False)
+            group.unshard()
         yield
     finally:
         for group in groups:

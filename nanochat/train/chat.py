@@ -35,10 +35,13 @@ def train_chat(settings: ChatTrainSettings, name: str, usual: tuple[str, ...]) -
     Raises UserError for a wrong request.
     """
     with ranks() as r:
-        if settings.conversations:
-            r.from_first(lambda: len(ConversationFile(Path(settings.conversations).expanduser())))
+        own = r.from_first(lambda: _fingerprint(settings.conversations)) if settings.conversations else ""
         source = r.from_first(lambda: find_source(settings.source, settings.model_tag, usual))
-        in_stage_of(r, source.tag, name, lambda stage, r: _train(settings, source, stage, r))
+        in_stage_of(r, source.tag, name, lambda stage, r: _train(settings, own, source, stage, r))
+
+
+def _fingerprint(conversations: str) -> str:
+    return ConversationFile(Path(conversations).expanduser()).fingerprint()
 
 
 def row_length(s: StageSettings, config: GPTConfig) -> int:
@@ -72,6 +75,7 @@ def source_identity(s: StageSettings, source: SourceModel, tokenizer: Tokenizer,
         "source": source.name,
         "depth": config.num_layers,
         "vocab_size": config.vocab_size,
+        "context": config.max_seq_len,
         "max_seq_len": s.max_seq_len,
         "data": source.identity.get("data", ""),
         "tokenizer": tokenizer.hash,
@@ -79,12 +83,17 @@ def source_identity(s: StageSettings, source: SourceModel, tokenizer: Tokenizer,
     }
 
 
-def _train(settings: ChatTrainSettings, source: SourceModel, stage: StageDirectory, r: Ranks) -> None:
+def _train(settings: ChatTrainSettings, own: str, source: SourceModel, stage: StageDirectory, r: Ranks) -> None:
     tokenizer, config = open_source(source, r)
     s = inherit(settings, source, config, r)
     batch.micro_batches(s.total_batch_size, s.max_seq_len, r.world_size, s.device_batch_size)
-    identity = {**source_identity(s, source, tokenizer, config), "mixture": s.mixture(), "conversations": s.conversations}
     persona = persona_of(s.persona, source, config.num_layers, config.vocab_size)
+    identity = {
+        **source_identity(s, source, tokenizer, config),
+        "mixture": s.mixture(),
+        "conversations": own,
+        "persona": f"{persona.name} ({persona.digest()})",
+    }
     if already_done(stage, identity, s, r):
         return
     data = ChatData.of(s, persona, Renderer(tokenizer), stage, r)

@@ -12,10 +12,10 @@ from nanochat.data.mixture import EndlessPart, FinitePart, Mixture, Part
 from nanochat.data.rendered import keep, open_kept, render
 from nanochat.evals.tasks.identity import PERSONA_FILE, Persona
 from nanochat.evals.tasks.registry import TaskOptions, find_tasks, task_dir_of
-from nanochat.evals.tasks.task import ENDLESS, Examples, Task, TaskUnavailable
+from nanochat.evals.tasks.task import ENDLESS, Examples, Split, Task, TaskUnavailable
 from nanochat.parallel.ranks import Ranks
 from nanochat.plan import sizes
-from nanochat.tokenizer.conversation import Renderer
+from nanochat.tokenizer.conversation import Conversation, Renderer
 from nanochat.train.chat_settings import OWN, ChatTrainSettings
 from nanochat.train.run_directory import StageDirectory
 from nanochat.train.source import SourceModel
@@ -75,17 +75,17 @@ class ChatData:
                 conversations = open_kept(r.from_first(partial(_keep_own, s.conversations, renderer)))
                 train.append(FinitePart(name, max(1, round(weight * len(conversations))), conversations, s.seed))
                 continue
-            task = tasks[name]
             try:
-                r.from_first(partial(_fetch, task))  # once; the others find it
-                learned = task.examples("train")
-                train.append(_part(learned, name, task.fingerprint("train"), weight, task.nominal, s.seed, renderer, r))
-                held_out.append(_part(task.examples("test"), name, None, 1.0, HELD_OUT, s.seed, renderer, r, HELD_OUT))
+                parts = _parts_of(tasks[name], weight, s.seed, renderer, r)
             except TaskUnavailable as error:
                 if kept:
                     raise UserError(f"this run learns from {name}, which cannot be had now: {error}") from None
                 skipped[name] = str(error)
                 warn(f"{name} is left out: {error}")
+                continue
+            train.append(parts[0])
+            held_out.append(parts[1])
+        _check_kept(kept, train)
         mixture = Mixture(train, s.max_seq_len, s.seed, renderer.tokenizer.bos_id)
         return cls(mixture, Mixture(held_out, s.max_seq_len, s.seed, renderer.tokenizer.bos_id) if held_out else None, skipped)
 
@@ -98,6 +98,7 @@ class ChatData:
                 "conversations_per_pass": part.per_pass,
                 "size": part.size,
                 "epochs": passes * part.per_pass / part.size if part.size else None,
+                "tokens": _tokens(part),
                 "too_long_per_pass": left_out[part.name][0],
             }
             for part in self.train.parts
@@ -110,39 +111,59 @@ def _keep_own(path: str, renderer: Renderer) -> Path:
     return keep(renderer, own, OWN, own.fingerprint())
 
 
-def _fetch(task: Task) -> None:
-    for split in ("train", "test"):
-        task.examples(split)
-
-
 def _kept(stage: StageDirectory) -> dict[str, Any] | None:
     """What the mixture was when the run began; None for a run that begins now."""
     return stage.frozen("mixture.json", {}) or None if stage.checkpoints.exists() else None
 
 
-def _part(
-    examples: Examples,
-    name: str,
-    fingerprint: str | None,
-    weight: float,
-    nominal: int,
-    seed: int,
-    renderer: Renderer,
-    r: Ranks,
-    most: int = ENDLESS,
-) -> Part:
-    if len(examples) == ENDLESS:
-        return EndlessPart(name, round(weight * nominal), lambda first, count: render(renderer, examples, first, count))
-    if fingerprint is None or len(examples) > most:
-        some = render(renderer, examples, 0, min(len(examples), most))
-        return FinitePart(name, max(1, round(weight * len(some))), some, seed)
-    return _finite(examples, name, fingerprint, weight, seed, renderer, r)
+def _tokens(part: Part) -> int | None:
+    return len(part.conversations.ids) if isinstance(part, FinitePart) else None
 
 
-def _finite(examples: Examples, name: str, fingerprint: str, weight: float, seed: int, renderer: Renderer, r: Ranks) -> FinitePart:
-    place = r.from_first(lambda: keep(renderer, examples, name, fingerprint))
-    conversations = open_kept(place)
-    return FinitePart(name, max(1, round(weight * len(conversations))), conversations, seed)
+def _check_kept(kept: dict[str, Any] | None, parts: list[Part]) -> None:
+    """Raises UserError where a run that goes on would learn from other conversations than it began with."""
+    before = kept["parts"] if kept else {}
+    for part in parts:
+        if (was := before.get(part.name)) and (was["size"], was["tokens"]) != (part.size, _tokens(part)):
+            raise UserError(
+                f"the conversations of {part.name} are no longer those that this run began with ({was['size']:,} of {was['tokens']:,} "
+                f"tokens then, {part.size:,} of {_tokens(part):,} now): bring them back, or begin anew under another --model_tag"
+            )
+
+
+def _parts_of(task: Task, weight: float, seed: int, renderer: Renderer, r: Ranks) -> tuple[Part, Part]:
+    """What is learned of a task, and what is held out. Only the first rank asks the hub; what it gets is shared as files."""
+
+    def part(split: Split, weight: float, nominal: int, most: int) -> Part:
+        def keep_finite() -> Path | None:
+            examples = task.examples(split)
+            if len(examples) == ENDLESS:
+                return None
+            fingerprint = task.fingerprint(split)
+            assert fingerprint is not None
+            return keep(renderer, First(examples, most), task.name, f"{fingerprint} {most}")
+
+        if place := r.from_first(keep_finite):
+            conversations = open_kept(place)
+            return FinitePart(task.name, max(1, round(weight * len(conversations))), conversations, seed)
+        examples = task.examples(split)
+        return EndlessPart(task.name, max(1, round(weight * nominal)), lambda first, count: render(renderer, examples, first, count))
+
+    return part("train", weight, task.nominal, ENDLESS), part("test", 1.0, HELD_OUT, HELD_OUT)
+
+
+@dataclass(frozen=True)
+class First:
+    """The first few of some examples."""
+
+    examples: Examples
+    most: int
+
+    def __len__(self) -> int:
+        return min(len(self.examples), self.most)
+
+    def __getitem__(self, number: int) -> Conversation:
+        return self.examples[number]
 
 
 def say_mixture(record: dict[str, Any], fill: float, num_iterations: int) -> None:

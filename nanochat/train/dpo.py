@@ -38,7 +38,7 @@ def _train(settings: DpoSettings, source: SourceModel, stage: StageDirectory, r:
     identity = {**source_identity(s, source, tokenizer, config), "preferences": file.fingerprint(), "beta": s.beta, "pairs": pairs_per_step}
     if already_done(stage, identity, s, r):
         return
-    persona = Persona.kept(source.directory.parent)
+    persona = Persona.kept(source.stage)
     r.from_first(lambda: write_json(stage.path / PERSONA_KEPT, persona.to_json()))
     if not r.from_first(stage.checkpoints.exists):  # of a run that was killed before it kept anything, perhaps from another source
         r.from_first(lambda: (stage.path / REFERENCE_FILE).unlink(missing_ok=True))

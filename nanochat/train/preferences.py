@@ -11,7 +11,7 @@ import torch
 from nanochat.common.errors import UserError
 from nanochat.common.files import atomic_path
 from nanochat.data.conversation_file import PreferenceFile
-from nanochat.data.loader import Batch, Split
+from nanochat.data.loader import Batch, Split, row_width
 from nanochat.data.permutation import Permutation
 from nanochat.model.gpt import GPT
 from nanochat.model.loss import NO_TARGET
@@ -61,9 +61,10 @@ class Preferences:
         return len(self.replies) // 2
 
     def rows(self, numbers: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """ids and targets of replies by their numbers (n,), each (n, seq_len) int64."""
-        ids = torch.full((len(numbers), self.seq_len), self.pad_id)
-        targets = torch.full((len(numbers), self.seq_len), NO_TARGET)
+        """ids and targets of replies by their numbers (n,), each (n, T) int64, T as the longest of them needs."""
+        width = row_width((len(self.replies[number].ids) - 1 for number in numbers), self.seq_len)
+        ids = torch.full((len(numbers), width), self.pad_id)
+        targets = torch.full((len(numbers), width), NO_TARGET)
         for row, number in enumerate(numbers):
             reply = self.replies[number]
             last = len(reply.ids) - 1

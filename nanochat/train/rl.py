@@ -5,7 +5,7 @@ from dataclasses import replace
 from nanochat.common.console import say
 from nanochat.common.errors import UserError
 from nanochat.common.files import write_json
-from nanochat.evals.task_eval import Asking, evaluate_task
+from nanochat.evals.task_eval import Asking, evaluate_task, examples_on_all
 from nanochat.evals.tasks.identity import PERSONA_KEPT, Persona
 from nanochat.evals.tasks.registry import TaskOptions, find_tasks, task_dir_of
 from nanochat.parallel.ranks import Ranks, ranks
@@ -40,11 +40,12 @@ def _train(settings: RlSettings, source: SourceModel, stage: StageDirectory, r: 
     identity = {**source_identity(s, source, tokenizer, config), **shape_of_a_step}
     if already_done(stage, identity, s, r):
         return
-    persona = Persona.kept(source.directory.parent)
+    persona = Persona.kept(source.stage)
     tasks = find_tasks(s.task_names(), TaskOptions(task_dir_of(s.task_dir), persona))
-    for task in tasks:
-        r.from_first(lambda task=task: len(task.examples("train")))  # type: ignore[misc]
-    questions = Questions(tasks, [task.examples("train") for task in tasks], s.seed)
+    questions = Questions(tasks, [examples_on_all(task, "train", r) for task in tasks], s.seed)
+    if s.eval_every > 0:  # now, so that what is missing is no surprise at the first evaluation
+        for task in tasks:
+            examples_on_all(task, "test", r)
     rollouts = Rollouts(s, questions, tokenizer, r)
     num_iterations = s.num_iterations
     if num_iterations < 1:
@@ -76,7 +77,7 @@ def _train(settings: RlSettings, source: SourceModel, stage: StageDirectory, r: 
         source=source.directory,
         num_iterations=lambda plan, usd_per_gpu_hour: num_iterations,
         announce=announce,
-        batches=lambda learner, split, first_sample: rollouts.batches(learner, split, first_sample, seq_len),
+        batches=rollouts.batches,
         evaluations=evaluations,
         card=lambda state: chat_card(stage, config, source, persona.name, s.task_names(), state),
         figures=lambda: rollouts.figures,

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from nanochat.data.loader import Batch, Split
+from nanochat.common.console import warn
+from nanochat.data.loader import Batch, Split, row_width
 from nanochat.data.permutation import Permutation
 from nanochat.engine.batch import Generated, generate_batch
 from nanochat.evals.task_eval import judge_all
@@ -50,14 +51,17 @@ class Rollout:
     advantage: float = 0.0
 
     def row(self, tokens: int, pad_id: int) -> tuple[list[int], list[int], list[float]]:
-        """ids, targets and weights, each `tokens` long. Only what the model itself said is a target; its end counts as said."""
+        """ids, targets and weights, each `tokens` long. Only what the model itself said is a target; its end counts as said.
+
+        A prompt that leaves no room for an answer loses its end.
+        """
         said, sampled = list(self.made.ids), list(self.made.sampled)
         if self.made.end is not None:
             said.append(self.made.end)
             sampled.append(True)
-        ids = [*self.prompt, *said]
+        ids = [*self.prompt, *said][: tokens + 1]
         learned = [False] * len(self.prompt) + sampled
-        targets = [token if own else NO_TARGET for token, own in zip(ids[1:], learned[1:], strict=True)]
+        targets = [token if own else NO_TARGET for token, own in zip(ids[1:], learned[1:], strict=False)]
         space = tokens - len(targets)
         return (
             [*ids[:-1], *[pad_id] * space],
@@ -95,7 +99,9 @@ class Rollouts:
     tokenizer: Tokenizer
     ranks: Ranks
     figures: dict[str, float] = field(default_factory=dict)
-    """Of the last step: reward, pass@k, tokens of an answer, share of answers that came to an end."""
+    """Of the last step: reward, pass@k, tokens of an answer, share of answers that came to an end, share of questions that taught
+    something (some answers right, some wrong)."""
+    _said_no_room: bool = False
 
     def step(self, learner: Learner, split: Split, first_sample: int) -> list[Rollout]:
         """This rank's answers of the step that begins with answer number `first_sample`; all ranks call it together.
@@ -119,7 +125,12 @@ class Rollouts:
                     temperature=s.temperature,
                     top_k=s.top_k,
                     seeds=[s.seed + n for n in some],
+                    max_len=s.max_seq_len,
                 )
+        no_room = sum(len(prompt) >= s.max_seq_len for prompt in prompts.values())
+        if no_room and not self._said_no_room:
+            self._said_no_room = True
+            warn(f"questions of {s.max_seq_len} tokens and more leave no room for an answer: nothing is learned from them")
         rollouts = []
         for n, each in zip(numbers, made, strict=True):
             task, example = asked[n // s.num_samples]
@@ -146,25 +157,29 @@ class Rollouts:
             "reward": sum(one[1] for one in every) / len(every),
             "answer_tokens": sum(one[2] for one in every) / len(every),
             "finished": sum(one[3] for one in every) / len(every),
+            "mixed_questions": sum(0 < correct < s.num_samples for correct in solved) / len(solved),
         }
         for k in (1, 4, 16):
             if k <= s.num_samples:
                 self.figures[f"pass_at_{k}"] = sum(pass_at_k(s.num_samples, correct, k) for correct in solved) / len(solved)
 
-    def batches(self, learner: Learner, split: Split, first_sample: int, seq_len: int) -> Iterator[Batch]:
-        """Endless micro-batches.
+    def batches(self, learner: Learner, split: Split, first_sample: int) -> Iterator[Batch]:
+        """Endless micro-batches, no wider than the longest row in them needs.
 
         The loss is the sum of −advantage × log-probability over the tokens that the model said, over their number in the whole step:
-        REINFORCE with a group's mean as its baseline, on the policy itself, without a reference model.
+        REINFORCE with a group's mean as its baseline, without a reference model. It takes answers as drawn from the model as it is:
+        true of --temperature=1 and --top_k=0, nearly so of a --top_k that leaves out only what is hardly ever said.
         """
         while True:
             rollouts = self.step(learner, split, first_sample)
-            rows = [rollout.row(seq_len, self.tokenizer.bos_id) for rollout in rollouts]
             device = self.ranks.device
-            said = sum(target >= 0 for _, targets, _ in rows for target in targets)
+            said = sum(sum(rollout.made.sampled) + (rollout.made.end is not None) for rollout in rollouts)
             divisor = max(1.0, float(self.ranks.sum_(torch.tensor(float(said), dtype=torch.float64, device=device))))
-            for start in range(0, len(rows), split.micro_batch_size):
-                ids, targets, weights = zip(*rows[start : start + split.micro_batch_size], strict=True)
+            for start in range(0, len(rollouts), split.micro_batch_size):
+                some = rollouts[start : start + split.micro_batch_size]
+                width = row_width((len(rollout.prompt) + len(rollout.made.ids) for rollout in some), self.settings.max_seq_len)
+                rows = [rollout.row(width, self.tokenizer.bos_id) for rollout in some]
+                ids, targets, weights = zip(*rows, strict=True)
                 yield Batch(
                     torch.tensor(ids, device=device), torch.tensor(targets, device=device), divisor, torch.tensor(weights, device=device)
                 )

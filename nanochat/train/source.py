@@ -11,7 +11,7 @@ from nanochat.common.errors import UserError
 from nanochat.common.files import read_json
 from nanochat.common.paths import base_dir
 from nanochat.model.config import GPTConfig
-from nanochat.model.directory import each_weight, load_config
+from nanochat.model.directory import check_belongs, each_weight, load_config
 from nanochat.model.find import find_model
 from nanochat.model.gpt import GPT
 from nanochat.parallel.sharding import rows_held
@@ -41,21 +41,28 @@ class SourceModel:
         return _is_checkpoint(self.directory)
 
     @property
+    def stage(self) -> Path:
+        """The directory of its stage: what else is known of it stands there."""
+        return _stage_of(self.directory)
+
+    @property
     def name(self) -> str:
         """Stage, or path, as one speaks of it."""
-        is_stage = self.directory.name == "model" and self.directory.parents[2] == base_dir() / "runs"
-        return self.directory.parent.name if is_stage else str(self.directory)
+        is_stage = self.directory.name == "model" and _in_runs(self.stage)
+        return self.stage.name if is_stage else str(self.directory)
 
     def open(self) -> tuple[Tokenizer, GPTConfig]:
-        """Its tokenizer and its shape. Raises UserError where they are missing or damaged."""
+        """Its tokenizer and its shape. Raises UserError where they are missing, damaged or do not belong together."""
         if not self.is_checkpoint:
-            return Tokenizer.from_directory(self.directory), load_config(self.directory)
+            config, tokenizer = load_config(self.directory), Tokenizer.from_directory(self.directory)
+            check_belongs(self.directory, tokenizer, config)
+            return tokenizer, config
+        stage, known = self.stage, self.identity
         try:
-            config = GPTConfig.from_depth(self.identity["depth"], self.identity["vocab_size"], self.identity["max_seq_len"])
-            wanted = self.identity["tokenizer"]
+            config = GPTConfig.from_depth(known["depth"], known["vocab_size"], known.get("context") or known["max_seq_len"])
+            wanted = known["tokenizer"]
         except KeyError as error:
-            raise UserError(f"{self.directory.parents[1] / 'config.json'} is missing or damaged ({error})") from None
-        stage = self.directory.parents[1]
+            raise UserError(f"{stage / 'config.json'} is missing or damaged ({error})") from None
         for place in [*stage.parent.glob("*/model"), *(base_dir() / "tokenizer").glob("*")]:
             with contextlib.suppress(UserError):
                 tokenizer = Tokenizer.from_directory(place)
@@ -80,9 +87,8 @@ def find_source(source: str, model_tag: str, usual: tuple[str, ...]) -> SourceMo
             raise UserError(f"--source={source}: neither a stage ({stages}), nor a model directory (with a config.json), nor a checkpoint")
     else:
         directory = _newest((source,) if source else usual, model_tag)
-    stage = directory.parents[1] if _is_checkpoint(directory) else directory.parent
-    in_runs = stage.parents[1] == base_dir() / "runs"
-    tag = model_tag or (stage.parent.name if in_runs else directory.name)
+    stage = _stage_of(directory)
+    tag = model_tag or (stage.parent.name if _in_runs(stage) else directory.name)
     kept: dict[str, Any] = {}
     with contextlib.suppress(OSError, ValueError, TypeError):
         kept = dict(read_json(stage / "config.json"))
@@ -94,6 +100,14 @@ def _newest(stages: tuple[str, ...], model_tag: str) -> Path:
         with contextlib.suppress(UserError):
             return find_model((stage,), model_tag)
     return find_model((stages[-1],), model_tag)
+
+
+def _stage_of(directory: Path) -> Path:
+    return directory.parent.parent if _is_checkpoint(directory) else directory.parent
+
+
+def _in_runs(stage: Path) -> bool:
+    return stage.parent.parent == base_dir() / "runs"
 
 
 def _is_checkpoint(directory: Path) -> bool:

@@ -176,6 +176,7 @@ def train(course: Course, r: Ranks) -> None:
         model=model,
         optimizers=optimizers,
         split=split_of(plan, r),
+        seq_len=course.seq_len,
         num_iterations=num_iterations,
         batches=lambda split, first_sample: course.batches(learner, split, first_sample),
         evaluations=course.evaluations(learner),

@@ -16,12 +16,13 @@ def accumulate_gradients(
     """Forward and backward passes of all micro-batches of a step; gradients stay with the parameters.
 
     after: called with "forward" and "backward" when each of these is done. Returns this rank's share of the step's mean loss
-    (their sum over the ranks is the mean, in nats; a float32 scalar) and the tokens of the step over all ranks.
+    (their sum over the ranks is the mean, in nats; a float32 scalar) and the tokens of the step over all ranks, with as many on
+    each as on this one.
     """
     loss, tokens = torch.zeros((), device=model.lm_head.weight.device), 0
     for micro_step in range(split.grad_accum_steps):
         batch = next(batches)
-        tokens = split.samples_per_step * batch.ids.size(1)
+        tokens += split.world_size * batch.ids.numel()
         set_is_last_backward(model, micro_step == split.grad_accum_steps - 1)
         micro_loss = model(batch.ids, batch.targets, weights=batch.weights) / batch.divisor
         after("forward")

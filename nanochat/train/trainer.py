@@ -8,7 +8,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -28,6 +30,7 @@ from nanochat.train.stopping import StopRequest
 
 RECENT_STEPS = 20
 
+T = TypeVar("T")
 Batches = Callable[[Split, int], Iterator[Batch]]
 
 
@@ -64,6 +67,8 @@ class Trainer:
     optimizers: Optimizers
     split: Split
     """How a step is divided; its micro-batch is halved when the allocator fails."""
+    seq_len: int
+    """Tokens of a sequence that are predicted, at most."""
     num_iterations: int
     """Steps of the whole run."""
     batches: Batches
@@ -79,8 +84,8 @@ class Trainer:
     """Of all GPUs together, FLOP/s; None where no peak is known."""
     usd_per_hour: float
     out_of_memory: Callable[[int, bool], Split]
-    """Called with the number of the step that the allocator failed in, and whether it had begun to update the weights;
-    returns the split to try that step again with, or does not return."""
+    """Called with the number of the step that the allocator failed in (or that an evaluation followed), and whether it had begun to
+    update the weights; returns the split to try again with, or does not return."""
     plan_check: PlanCheck | None
     """Holds the first steps against what was predicted; None where nothing was."""
     figures: Callable[[], dict[str, float]] = dict
@@ -97,19 +102,14 @@ class Trainer:
         stop = StopRequest()
         self._began = time.perf_counter() - state.elapsed_s
         self._evaluate(state, only_missing=True)
-        batches = self.batches(self.split, state.samples)
+        split, batches = self.split, self.batches(self.split, state.samples)
         try:
             while state.step < self.num_iterations:
-                try:
-                    stopping = self._step(state, batches, stop)
-                except (RuntimeError, MemoryError) as error:
-                    if not is_out_of_memory(error):
-                        raise
-                    stopping = None
-                if stopping is None:  # outside of the except clause, which keeps the failed step's tensors alive
+                if split != self.split:
                     batches.close()  # type: ignore[attr-defined]
-                    self.split = self.out_of_memory(state.step + 1, self._updating)
-                    batches = self.batches(self.split, state.samples)
+                    split, batches = self.split, self.batches(self.split, state.samples)
+                stopping = self._within_memory(state.step + 1, partial(self._step, state, batches, stop))
+                if stopping is None:
                     continue
                 self._say_saved(self.checkpoints.poll())
                 if stopping or state.step == self.num_iterations or (self.save_every > 0 and state.step % self.save_every == 0):
@@ -124,6 +124,17 @@ class Trainer:
         finally:
             batches.close()  # type: ignore[attr-defined]
 
+    def _within_memory(self, step: int, work: Callable[[], T]) -> T | None:
+        """What `work` returns; None when the allocator failed in it and the micro-batch was halved: it is to be tried again."""
+        try:
+            return work()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        # Outside of the except clause, which keeps the failed step's tensors alive.
+        self.split = self.out_of_memory(step, self._updating)
+        return None
+
     def _step(self, state: RunState, batches: Iterator[Batch], stop: StopRequest) -> bool:
         """One optimizer step; returns whether any rank was asked to stop."""
         started = time.perf_counter()
@@ -136,9 +147,11 @@ class Trainer:
                 f"step {state.step + 1}: the loss is {loss_value}, the norm of its gradient {float(grad_norm)}; nothing was updated, and "
                 f"the last checkpoint stands in {self.checkpoints.directory}: lower the learning rates, then give the command again"
             )
-        self._updating = True
-        lr_scale = self.optimizers.step(state.step, self.num_iterations)
-        self._updating = False
+        lr_scale = 0.0
+        if float(grad_norm) > 0:  # where nothing was to be learned, Muon's momentum would go on at its full length
+            self._updating = True
+            lr_scale = self.optimizers.step(state.step, self.num_iterations)
+            self._updating = False
         self.model.zero_grad(set_to_none=True)
         if self.ranks.device.type == "cuda":
             torch.cuda.synchronize()
@@ -156,7 +169,7 @@ class Trainer:
                 "tok_per_sec": tokens / step_s,
                 "mfu": tokens / step_s * self.flops_per_token / self.peak_flops if self.peak_flops else None,
                 "mem_gib": peak_memory_gib(self.ranks.device),
-                "tokens": state.samples * (tokens // self.split.samples_per_step),
+                "tokens": state.samples * self.seq_len,
                 "elapsed_s": state.elapsed_s,
                 "step_s": step_s,
                 **self.figures(),
@@ -176,7 +189,8 @@ class Trainer:
                 continue
             if only_missing and self.ranks.from_first(lambda name=evaluation.name: self._recorded(name, state)):  # type: ignore[misc]
                 continue
-            figures = evaluation.run()
+            while (figures := self._within_memory(state.step, evaluation.run)) is None:
+                pass
             reshard(self.model)
             state.extra |= figures
             if self.metrics and figures:

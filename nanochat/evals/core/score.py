@@ -9,6 +9,7 @@ import torch
 from nanochat.evals.core.bundle import CoreTask
 from nanochat.model.gpt import GPT
 from nanochat.model.loss import NO_TARGET
+from nanochat.parallel.attention import attention_of_any_shape
 from nanochat.tokenizer.tokenizer import Tokenizer
 
 SHOTS_SEED = 1234
@@ -89,7 +90,7 @@ def score(model: GPT, items: Sequence[Item], pad_id: int, tokens_at_once: int, g
             ids[row, : len(one.ids) - 1] = torch.tensor(one.ids[:-1])
             targets[row, one.start - 1 : len(one.ids) - 1] = torch.tensor(one.ids[one.start :])
         ids, targets = ids.to(device), targets.to(device)
-        with torch.compiler.set_stance("force_eager"):  # a compiled block would be compiled again for every length
+        with attention_of_any_shape(), torch.compiler.set_stance("force_eager"):
             sums = -model(ids, targets, per_token=True).double().sum(dim=1)
             hits = model(ids, targets, likeliest=True).all(dim=1).tolist() if greedy else [False] * len(batch)
         for row, (number, total) in enumerate(zip(batch, sums.tolist(), strict=True)):

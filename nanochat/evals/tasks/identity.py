@@ -1,5 +1,6 @@
 """Who the model is: its name, its maker and its size, from a short file and the run's own settings."""
 
+import hashlib
 import json
 import random
 import tomllib
@@ -39,6 +40,10 @@ class Persona:
     def to_json(self) -> dict[str, Any]:
         """As plain values, for a stage's directory."""
         return {"name": self.name, "talk": [{"questions": list(questions), "answer": answer} for questions, answer in self.talks]}
+
+    def digest(self) -> str:
+        """A short text that changes with anything in it."""
+        return hashlib.sha256(json.dumps(self.to_json()).encode()).hexdigest()[:12]
 
     @classmethod
     def kept(cls, stage: Path) -> "Persona":
