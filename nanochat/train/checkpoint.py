@@ -42,8 +42,12 @@ class RunState:
 
 
 def named_tensors(model: GPT, optimizers: Optimizers) -> dict[str, Tensor]:
-    """Every tensor that training changes: `model.NAME`, and `optimizer.KEY.NAME` for what the optimizers keep of it."""
+    """Every tensor that training changes: `model.NAME`, and `optimizer.KEY.NAME` for what the optimizers keep of it.
+
+    What they have not made yet, where no step has moved anything, is made as it is before the first one.
+    """
     reshard(model)  # optimizers know the parameters by their shards
+    optimizers.init_state()
     tensors = {f"model.{name}": parameter.detach() for name, parameter in model.named_parameters()}
     for name, parameter in model.named_parameters():
         for optimizer in optimizers.all:
@@ -125,7 +129,6 @@ class Checkpoints:
         found = self.ranks.from_first(self.all)
         if not found:
             return RunState()
-        optimizers.init_state()
         tensors = named_tensors(model, optimizers)
         shapes = {name: tensor.shape for name, tensor in tensors.items()}
         for path in reversed(found):

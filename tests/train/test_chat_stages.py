@@ -4,11 +4,13 @@ import json
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -224,10 +226,93 @@ def test_a_stage_starts_from_a_checkpoint_or_from_a_directory_elsewhere(chat: Wo
     wrong_request(refused, "step_00000004", "cannot be read")
 
 
+def test_a_chat_checkpoint_keeps_the_context_and_the_persona(chat: World, tmp_path: Path) -> None:
+    persona = tmp_path / "zorro.toml"
+    persona.write_text('name = "Zorro"\nmaker = "us"\n[[talk]]\nquestions = ["Who are you?", "Your name?"]\nanswer = "I am {name}."\n')
+    copy_of_base(chat, "short")
+    flags = (*QUIET, "--tasks=Identity", "--max_seq_len=64", "--total_batch_size=128", "--num_iterations=2", "--save_every=1")
+    taught = chat.run("scripts.chat_sft", *flags, "--source=base", f"--persona={persona}", "--model_tag=short")
+    assert taught.returncode == 0, taught.stderr
+    run = chat.base / "runs/short"
+    finished = chat.run(
+        "scripts.chat_rl", *RL, "--num_iterations=1", f"--source={run}/sft/checkpoints/step_00000001", "--model_tag=short", nproc=2
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert json.loads((run / "rl/model/config.json").read_text())["max_position_embeddings"] == 192
+    assert json.loads((run / "rl/persona.json").read_text())["name"] == "Zorro"
+    shutil.rmtree(run / "sft/model")
+    wrong_request(chat.run("scripts.chat_sft", *flags, "--source=base", "--model_tag=short"), "persona Zorro", "Nano")
+
+
+def test_a_run_goes_on_only_with_the_conversations_that_it_began_with(chat: World, tmp_path: Path) -> None:
+    from tests.evals.tasks.small_copies import write_copies
+
+    own = tmp_path / "own.jsonl"
+    talk = '{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]}\n'
+    own.write_text(talk)
+    write_copies(tmp_path / "copies")
+    copy_of_base(chat, "edited")
+    flags = (*QUIET, "--tasks=GSM8K", f"--task_dir={tmp_path}/copies", f"--conversations={own}", "--total_batch_size=384")
+    command = ("scripts.mid_train", *flags, "--num_iterations=2", "--save_every=1", "--model_tag=edited")
+    finished = chat.run(*command)
+    assert finished.returncode == 0, finished.stderr
+    own.write_text(talk * 2)
+    wrong_request(chat.run(*command), "conversations")
+    own.write_text(talk)
+    shutil.rmtree(chat.base / "runs/edited/mid/model")
+    rows = next((tmp_path / "copies/openai/gsm8k").rglob("train*.parquet"))
+    kept = rows.read_bytes()
+    pq.write_table(pq.read_table(rows).slice(1), rows)
+    wrong_request(chat.run(*command), "GSM8K", "20", "19")
+    rows.write_bytes(kept)
+    (tmp_path / "sub").mkdir()
+    elsewhere = [flag.replace(str(own), f"{tmp_path}/sub/../own.jsonl") for flag in command]  # the same file under another name
+    assert chat.run(*elsewhere).returncode == 0
+
+
+def test_questions_that_fill_a_row_teach_nothing_and_say_so(chat: World) -> None:
+    flags = [flag for flag in RL if "tasks" not in flag]
+    shutil.copytree(chat.base / "runs/talk/mid", chat.base / "runs/tight/mid")
+    finished = chat.run("scripts.chat_rl", *flags, "--tasks=WordProblems", "--max_seq_len=48", "--num_iterations=2", "--model_tag=tight")
+    assert finished.returncode == 0, finished.stderr
+    assert "48 tokens and more leave no room" in finished.stderr
+
+
+def test_what_reinforcement_learning_cannot_have_is_said_before_it_begins(chat: World, tmp_path: Path) -> None:
+    from tests.evals.tasks.small_copies import write_copies
+
+    write_copies(tmp_path)
+    for path in (tmp_path / "openai/gsm8k").rglob("test*"):
+        path.unlink()
+    shutil.copytree(chat.base / "runs/talk/mid", chat.base / "runs/notest/mid")
+    refused = chat.run("scripts.chat_rl", *QUIET, "--tasks=GSM8K", f"--task_dir={tmp_path}", "--num_iterations=1", "--model_tag=notest")
+    wrong_request(refused, "test.jsonl")
+    assert not (chat.base / "runs/notest/rl/metrics.jsonl").exists()
+
+
+def test_a_task_that_one_rank_lacks_is_no_riddle(chat: World, tmp_path: Path) -> None:
+    from tests.evals.tasks.small_copies import write_copies
+
+    write_copies(tmp_path)
+    shutil.copytree(chat.base / "runs/talk/mid", chat.base / "runs/lacking/mid")
+    flags = (*QUIET, "--tasks=GSM8K,Identity", f"--task_dir={tmp_path}", "--num_iterations=1", "--model_tag=lacking")
+    finished = chat.run("tests.train.lacking", "scripts.chat_sft", *flags, "--total_batch_size=768", nproc=2)
+    assert finished.returncode == 0, finished.stderr  # only the first rank asks for what is trained on
+    rl = (*RL, "--tasks=GSM8K", f"--task_dir={tmp_path}", "--num_iterations=1", "--model_tag=lacking")
+    refused = chat.run("tests.train.lacking", "scripts.chat_rl", *rl, nproc=2)
+    assert refused.returncode != 0
+    assert refused.stderr.startswith("error: rank 1 does not find what the first one has: 429")
+
+
 def test_wrong_requests(chat: World, tmp_path: Path) -> None:
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"messages": [{"role": "user", "content": "hi"}, {"role": "user", "content": "again"}]}\n')
     shutil.copytree(chat.base / "runs/talk/mid", chat.base / "runs/onlymid/mid")
+    mixed, shallow = tmp_path / "mixed", tempfile.mkdtemp(dir="/tmp")
+    for place in (mixed, shallow):
+        shutil.copytree(chat.base / "runs/talk/mid/model", place, dirs_exist_ok=True)
+    config = json.loads((mixed / "config.json").read_text())
+    (mixed / "config.json").write_text(json.dumps(config | {"vocab_size": 9_999}))
     for args, words in (
         (("scripts.chat_sft", "--conversations", str(bad), "--num_iterations=1"), ("bad.jsonl, line 1: message 2",)),
         (("scripts.chat_sft", "--tasks=NoSuchTask"), ("NoSuchTask", "SpellingBee")),
@@ -238,6 +323,8 @@ def test_wrong_requests(chat: World, tmp_path: Path) -> None:
         (("scripts.chat_sft", "--task_dir=/no/such"), ("/no/such",)),
         (("scripts.chat_sft", "--tasks=Identity", "--persona=/no/such.toml"), ("/no/such.toml",)),
         (("scripts.chat_sft", "--tasks=Identity", "--source=/no/such"), ("/no/such", "base, mid")),
+        (("scripts.chat_sft", "--tasks=Identity", "--source", str(mixed)), ("9,999", "tokenizer")),
+        (("scripts.chat_sft", "--tasks=Identity", f"--source={shallow}", "--max_seq_len=4096"), ("4096",)),
         (("scripts.chat_sft", "--tasks=Identity", "--source=rl", "--model_tag=own"), ("rl", "own")),
         (("scripts.mid_train", "--tasks=Identity", "--max_seq_len=4096", "--model_tag=talk"), ("4096", "192")),
         (("scripts.mid_train", "--tasks=Identity", "--num_epochs=0"), ("--num_epochs",)),
@@ -248,5 +335,6 @@ def test_wrong_requests(chat: World, tmp_path: Path) -> None:
         (("scripts.chat_dpo", "--preferences", str(bad)), ("bad.jsonl, line 1",)),
     ):
         wrong_request(chat.run(*args, HF_ENDPOINT="http://127.0.0.1:9"), *words)
+    shutil.rmtree(shallow)
     changed = [*(flag for flag in MID if "weights" not in flag), "--weights=Identity=1"]
     wrong_request(chat.run("scripts.mid_train", *changed, "--model_tag=talk"), "mixture")
