@@ -3,6 +3,7 @@
 import ast
 import operator
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ MAX_RESULT_CHARS = 200
 MAX_BITS = 3_000  # of an integer, some 900 digits
 MAX_STRING_CHARS = 2_000
 MAX_DEPTH = 50
-DIGITS = 10  # significant, of a result that is no whole number
+DIGITS = 10  # significant, of a result that is no whole number; more where its whole part alone has as many
 
 THOUSANDS = re.compile(r"(?<![\w.])\d{1,3}(?:,\d{3})+(?![\d,])")
 
@@ -42,7 +43,9 @@ def calculate(expression: str) -> str:
     if '"' not in text and "'" not in text:
         text = THOUSANDS.sub(lambda found: found[0].replace(",", ""), text)
     try:
-        tree = ast.parse(text, mode="eval")
+        with warnings.catch_warnings():  # of the parser, on what a model wrote
+            warnings.simplefilter("ignore")
+            tree = ast.parse(text, mode="eval")
     except (SyntaxError, ValueError, MemoryError, RecursionError):
         raise CalculatorError("not arithmetic") from None
     shown = _shown(_value(tree.body, 0))
@@ -55,7 +58,8 @@ def _shown(value: Value) -> str:
     if isinstance(value, float):
         if value != value or value in (float("inf"), float("-inf")):
             raise CalculatorError("too large")
-        return str(int(value)) if value.is_integer() and abs(value) < 1e15 else f"{value:.{DIGITS}g}"
+        digits = min(17, max(DIGITS, len(str(int(abs(value)))) + 2))
+        return str(int(value)) if value.is_integer() and abs(value) < 1e15 else f"{value:.{digits}g}"
     if isinstance(value, int) and value.bit_length() > MAX_RESULT_CHARS * 4:
         raise CalculatorError("too large")
     return str(value)

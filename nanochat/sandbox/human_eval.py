@@ -2,27 +2,50 @@
 
 import re
 import secrets
+from collections.abc import Iterator
 from dataclasses import replace
 
 from nanochat.sandbox.run import Outcome, run_python
 
-BLOCK = re.compile(r"```[ \t]*(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
+PYTHON = ("", "py", "python", "python3")  # what a code block in Python may call itself
+FUTURE = re.compile(r"^from __future__ import .*$", re.MULTILINE)
 TIMEOUT_S = 10.0
+
+
+def _blocks(text: str) -> Iterator[tuple[str, str]]:
+    """The code blocks between fences, each with its language; one that is not closed goes on to the end."""
+    language: str | None = None
+    lines: list[str] = []
+    indent = ""
+    for line in [*text.split("\n"), "```"]:
+        word = line.strip()
+        if language is None and word.startswith("```"):
+            language, lines, indent = word.strip("`").lower().split(" ")[0], [], line[: line.index("`")]
+        elif language is not None:
+            lines.append(line.removeprefix(indent))
+            if word.endswith("```"):
+                lines[-1] = lines[-1].rstrip().removesuffix("```")
+                yield language, "\n".join(lines)
+                language = None
 
 
 def extract_program(prompt: str, reply: str, entry_point: str) -> str:
     """The program that a reply means: the whole function, or the body that goes on after the prompt, with or without a code block."""
-    found = BLOCK.search(reply)
-    code = found[1] if found else reply
-    if re.search(rf"^[ \t]*def[ \t]+{re.escape(entry_point)}\b", code, re.MULTILINE):
-        head = prompt[: prompt.rindex(f"def {entry_point}")]  # imports and helpers, which a reply may leave out
-        return head + "\n" + code
-    return prompt + code
+    define = re.compile(rf"^[ \t]*(?:async[ \t]+)?def[ \t]+{re.escape(entry_point)}\b", re.MULTILINE)
+    reply = reply.replace("\r\n", "\n")
+    blocks = [code for language, code in _blocks(reply) if language in PYTHON]
+    code = next(filter(define.search, blocks), blocks[0] if blocks else reply)
+    if not define.search(code):
+        return prompt + code
+    starts = [found.start() for found in define.finditer(prompt)]
+    head = prompt[: starts[-1]] if starts else ""  # imports and helpers, which a reply may leave out
+    return "\n".join([*FUTURE.findall(code), head, FUTURE.sub("", code)])
 
 
 def check_program(prompt: str, reply: str, test: str, entry_point: str, *, allow_unsafe: bool = False) -> Outcome:
     """Run the reply's program, then the problem's `check` on it; passed when no assertion fails.
 
+    Both share a process, so a reply that sets out to deceive the check can; one that merely leaves early cannot.
     Raises SandboxUnavailable where nothing may be run.
     """
     done = secrets.token_hex(16)  # or a reply that leaves early, with status 0, would pass

@@ -8,6 +8,7 @@ import json
 import os
 import resource
 import sys
+import types
 
 PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 38, 22, 2
 
@@ -61,7 +62,10 @@ def main() -> None:
         forbid(bytes.fromhex(orders["filter"]))
     for name in ("ctypes", "py_landlock", "resource"):
         sys.modules.pop(name, None)
-    exec(compile(program, "<program>", "exec"), {"__name__": "__main__", "__builtins__": __builtins__})
+    module = sys.modules["program"] = types.ModuleType("program")  # not __main__: what a program does only when started is left out
+    code = compile(program, "<program>", "exec")
+    del program, orders
+    exec(code, module.__dict__)
 
 
 if __name__ == "__main__":

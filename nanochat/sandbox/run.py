@@ -35,7 +35,7 @@ FORBIDDEN_CALLS = (
     # the network and what stands for it
     "socket socketpair connect bind listen accept accept4 sendto sendmsg sendmmsg io_uring_setup io_uring_enter io_uring_register "
     # changes to files that Landlock does not see, and shared memory
-    "chmod fchmod fchmodat fchmodat2 chown fchown lchown fchownat utime utimes utimensat futimesat setxattr lsetxattr fsetxattr "
+    "chmod fchmod fchmodat fchmodat2 chown fchown lchown fchownat truncate truncate64 utime utimes utimensat futimesat setxattr lsetxattr fsetxattr "
     "removexattr lremovexattr fremovexattr link linkat symlink symlinkat shmget shmat semget msgget mq_open open_by_handle_at "
     "name_to_handle_at "
     # the kernel itself
@@ -168,9 +168,12 @@ def _prefix(mechanism: Mechanism) -> list[str]:
             *binds, "--remount-ro", "/", "--chdir", "/",  # no /proc: root may write to /proc/sys in any namespace
         ]
         # fmt: on
-    if mechanism == "namespaces":
-        return [str(shutil.which("unshare")), "--user", "--net", "--ipc", "--uts", "--pid", "--mount", "--fork", "--kill-child"]
-    return []
+    if mechanism == "unsafe":
+        return []
+    outlive = [setpriv, "--pdeathsig", "KILL"] if (setpriv := shutil.which("setpriv")) else []  # nothing outlives a killed parent
+    if mechanism == "landlock":
+        return outlive
+    return [*outlive, str(shutil.which("unshare")), "--user", "--net", "--ipc", "--uts", "--pid", "--mount", "--fork", "--kill-child"]
 
 
 @functools.cache
@@ -224,6 +227,7 @@ def refused(what):
     return False
 assert refused(lambda: socket.socket()) and refused(os.fork) and refused(lambda: open("/etc/passwd"))
 assert refused(lambda: open("/tmp/x", "w")) and refused(lambda: os.kill(os.getppid(), 0))
+assert refused(lambda: os.truncate("/tmp/x", 0))
 assert refused(lambda: os.open("/proc/sys/kernel/core_pattern", os.O_WRONLY))
 """
 

@@ -25,6 +25,10 @@ from nanochat.sandbox.calculator import CalculatorError, answer, calculate
         ("17 // 5", "3"),
         ("0.1 + 0.2", "0.3"),
         ("10/3", "3.333333333"),
+        ("12345678901/2", "6172839450.5"),
+        ("99999999999.99 + 0", "99999999999.99"),
+        ("(10**15+1)/2", "500000000000000.5"),
+        ("1000000/3", "333333.3333"),
         ("10**20/10", "10000000000000000000"),
         ("2**-1", "0.5"),
         ('"strawberry".count("r")', "3"),
@@ -117,3 +121,8 @@ def test_quotients_are_right_to_ten_digits(a: int, b: int) -> None:
 @given(st.text(max_size=60))
 def test_no_text_makes_it_fail(text: str) -> None:
     assert isinstance(answer(text), str)
+
+
+def test_what_a_model_wrote_is_no_cause_for_warnings(recwarn: pytest.WarningsRecorder) -> None:
+    assert answer("1if 2else 3").startswith("error: ")
+    assert not recwarn.list

@@ -38,12 +38,28 @@ PROMPT = "from typing import List\n\n\ndef double(x: int) -> int:\n    '''Twice 
         "Here it is:\n\n```python\ndef double(x: int) -> int:\n    return 2 * x\n```\nIt doubles.",
         "```\n    return 2 * x\n```",
         "```python\ndef double(x: int) -> int:\n    return 2 * x\n",
+        "```python3\r\ndef double(x: int) -> int:\r\n    return 2 * x\r\n```\r\n",
+        "First:\n```bash\npip install x\n```\nthen:\n```python\ndef double(x):\n    return 2 * x\n```",
+        "For example:\n```python\nprint(double(3))\n```\nwith:\n```py\ndef double(x):\n    return 2 * x\n```",
+        "1. So:\n   ```python\n   def double(x):\n       return 2 * x\n   ```\n",
+        "```python\nfrom __future__ import annotations\ndef double(x: Sum) -> Sum:\n    return 2 * x```",
+        "def double(x):\n    return 2 * x\n\nif __name__ == '__main__':\n    raise SystemExit(input())",
     ],
 )
 def test_a_reply_in_any_shape_is_understood(reply: str) -> None:
-    scope: dict[str, object] = {}
+    scope: dict[str, object] = {"__name__": "program"}
     exec(extract_program(PROMPT, reply, "double"), scope)
     assert scope["double"](4) == 8  # type: ignore[operator]
+
+
+def test_a_prompt_without_its_function_is_no_trouble() -> None:
+    assert extract_program("# double x", "def double(x):\n    return 2 * x", "double").strip() == "def double(x):\n    return 2 * x"
+
+
+def test_what_a_program_does_only_when_started_is_left_out() -> None:
+    problem = PROBLEMS[0]
+    whole = problem["prompt"] + problem["canonical_solution"] + "\n\nif __name__ == '__main__':\n    raise SystemExit(input())\n"
+    assert check_program(problem["prompt"], whole, problem["test"], problem["entry_point"]).passed
 
 
 def test_a_reply_that_ends_the_process_does_not_pass() -> None:

@@ -60,6 +60,8 @@ ESCAPES = {
     "writing here": "open('left-behind', 'w')",
     "writing beside the user's file": "open({secret!r} + '.2', 'w')",
     "removing the user's file": "import os; os.remove({secret!r})",
+    "emptying the user's file": "import os; os.truncate({secret!r}, 0)",
+    "the kernel's settings": "import os; os.open('/proc/sys/kernel/core_pattern', os.O_WRONLY)",
     "changing its rights": "import os; os.chmod({secret!r}, 0)",
     "a link to it": "import os; os.symlink({secret!r}, '/tmp/link'); open('/tmp/link')",
     "a process": "import os; os.fork()",
@@ -117,11 +119,32 @@ def test_output_is_limited(cage: Mechanism) -> None:
     assert len(outcome.stdout) <= 50_000
 
 
+def running() -> bool:
+    """Whether any cage is."""
+    return "sandbox/inside.py" in subprocess.run(["ps", "-ewwo", "args"], capture_output=True, text=True).stdout
+
+
 def test_nothing_is_left_running(cage: Mechanism) -> None:
     caged("import time; time.sleep(77.5)", cage, timeout_s=0.5)
     time.sleep(0.2)
-    listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
-    assert "sandbox/inside.py" not in listed
+    assert not running()
+
+
+def test_nothing_outlives_a_killed_parent(cage: Mechanism) -> None:
+    program = f"from nanochat.sandbox.run import run_python; run_python('import time; time.sleep(60)', timeout_s=60, mechanism={cage!r})"
+    parent = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT)
+
+    def wait_for(what: bool) -> bool:
+        deadline = time.monotonic() + 20
+        while running() != what and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return running() == what
+
+    assert wait_for(True)
+    time.sleep(0.3)  # past the cage's own setting up
+    parent.kill()
+    parent.wait()
+    assert wait_for(False)
 
 
 def test_several_at_once(cage: Mechanism) -> None:
