@@ -51,18 +51,20 @@ def open_bundle(directory: Path) -> list[CoreTask]:
 
     path = directory / CORE_FILE
     try:
-        listed = yaml.safe_load(path.read_text(encoding="utf-8"))["icl_tasks"]
+        listed = yaml.safe_load(path.read_text(encoding="utf-8", errors="replace"))["icl_tasks"]
         chances = _chances(directory / META_FILE)
+        if not isinstance(listed, list) or not listed:
+            raise UserError(f"{path}: icl_tasks is no list of tasks")
         return [_task(directory, entry, chances) for entry in listed]
     except FileNotFoundError as error:
         raise UserError(f"the bundle {directory} is not whole: {error.filename} is missing") from None
-    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
+    except (yaml.YAMLError, RecursionError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged, or no list of tasks under icl_tasks ({error!r})") from None
 
 
 def _chances(path: Path) -> dict[str, float]:
     """Accuracy of guessing by task, from percent."""
-    with path.open(encoding="utf-8", newline="") as file:
+    with path.open(encoding="utf-8", errors="replace", newline="") as file:
         rows = csv.DictReader(file)
         if not {"Eval Task", "Random baseline"} <= set(rows.fieldnames or ()):
             raise UserError(f"{path}: there are no columns 'Eval Task' and 'Random baseline'")
@@ -70,7 +72,7 @@ def _chances(path: Path) -> dict[str, float]:
         for row in rows:
             try:
                 found[row["Eval Task"]] = float(row["Random baseline"]) / 100
-            except ValueError:
+            except (ValueError, TypeError):  # TypeError: a line that ends before that column
                 raise UserError(f"{path}, line {rows.line_num}: the baseline {row['Random baseline']!r} is no number") from None
         return found
 
@@ -83,19 +85,28 @@ def _task(directory: Path, entry: dict[str, Any], chances: dict[str, float]) -> 
         raise UserError(f"{directory / META_FILE}: there is no line for {name}")
     if not 0 <= chances[name] < 1:
         raise UserError(f"{directory / META_FILE}: the baseline of {name}, {chances[name]:.0%}, is not between 0 and 100 %")
-    shots = entry.get("num_fewshot", 0)
-    shots = int(shots[0] if isinstance(shots, list) else shots)
-    path = directory / DATA_DIR / entry["dataset_uri"]
+    shots, uri = entry.get("num_fewshot", 0), entry["dataset_uri"]
+    shots = shots[0] if isinstance(shots, list) and shots else shots
+    if not isinstance(shots, int) or shots < 0:
+        raise UserError(f"{where}: num_fewshot of {name} is {shots!r}, no number of solved questions")
+    path = directory / DATA_DIR / str(uri)
+    if not path.is_file() and path.exists():
+        raise UserError(f"{where}: dataset_uri of {name} is {uri!r}, no file of questions")
     questions = []
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8", errors="surrogateescape") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
             try:
+                line.encode()
                 question = READERS[kind](json.loads(line))
+            except UnicodeEncodeError:
+                raise UserError(f"{path}, line {number}: no text in UTF-8") from None
+            except RecursionError:
+                raise UserError(f"{path}, line {number}: no question of type {kind}") from None
             except json.JSONDecodeError as error:
                 raise UserError(f"{path}, line {number}: no JSON ({error.msg})") from None
-            except (KeyError, TypeError, AttributeError, ValueError) as error:
+            except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
                 raise UserError(f"{path}, line {number}: no question of type {kind} ({error!r})") from None
             if not 0 <= question.gold < len(question.contexts):
                 raise UserError(

@@ -6,6 +6,7 @@ import time
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from pathlib import Path
 
 from nanochat.common.console import say
@@ -68,7 +69,7 @@ def _unpack(archive: Path, place: Path) -> None:
             with atomic_path(place) as aside:
                 opened.extractall(aside)  # which leaves out `..` and roots of paths
                 open_bundle(_inner(aside))
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:  # what zipfile says of damage
         raise UserError(f"{archive} is no whole zip ({error}): fetch it again") from None
 
 

@@ -3,6 +3,7 @@
 import functools
 import http.server
 import json
+import os
 import math
 import os
 import shutil
@@ -62,6 +63,12 @@ def test_what_is_wrong_in_a_bundle_is_named(bundle: Path) -> None:
     change(data, 3, gold=0)
     with pytest.raises(UserError, match=r"opposites\.jsonl, line 5: no JSON"):
         open_bundle(bundle)
+    good = data.read_text().splitlines()[0]
+    for line, word in ((good.encode() + b"\xff", "no text in UTF-8"), (b"[" * 100_000, "no question"), (b'{"gold": Infinity}', "no question")):
+        data.write_bytes(good.encode() + b"\n" + line + b"\n")
+        with pytest.raises(UserError, match=rf"opposites\.jsonl, line 2: {word}") as refused:
+            open_bundle(bundle)
+        assert len(str(refused.value)) < 400
     data.unlink()
     with pytest.raises(UserError, match=r"not whole: .*opposites\.jsonl is missing"):
         open_bundle(bundle)
@@ -73,6 +80,12 @@ def test_what_is_wrong_in_a_bundle_is_named(bundle: Path) -> None:
         ("core.yaml", "schema", "essay", "'essay'"),
         ("core.yaml", "icl_tasks", "tasks", "icl_tasks"),
         ("core.yaml", "num_fewshot: [2]", "num_fewshot: [99]", "too few"),
+        ("core.yaml", "num_fewshot: [2]", "num_fewshot: []", "num_fewshot of"),
+        ("core.yaml", "num_fewshot: [2]", "num_fewshot: few", "num_fewshot of .* 'few'"),
+        ("core.yaml", "dataset_uri: opposites.jsonl", "dataset_uri: ''", "dataset_uri of"),
+        ("core.yaml", "icl_tasks:", "icl_tasks: []\nothers:", "no list of tasks"),
+        ("core.yaml", "icl_tasks:", "icl_tasks: " + "[" * 5_000, "damaged"),
+        ("eval_meta_data.csv", "opposites,", "opposites\n", "is no number"),
         ("eval_meta_data.csv", "opposites", "apposites", "no line for opposites"),
         ("eval_meta_data.csv", "Random baseline", "Baseline", "no columns"),
     ],
@@ -126,6 +139,26 @@ def test_the_bundle_is_fetched_once_and_a_bad_one_leaves_nothing(served: str, tm
     shutil.rmtree(base)
     with pytest.raises(UserError, match="--bundle"):
         bundle_directory("")
+
+
+def test_a_damaged_zip_is_no_traceback(served: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path / "base"))
+    plain = (tmp_path / "served/eval_bundle.zip").read_bytes()
+    packed = tmp_path / "packed.zip"
+    with zipfile.ZipFile(tmp_path / "served/eval_bundle.zip") as old, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    whole, refused = packed.read_bytes(), 0
+    assert len(whole) < len(plain)
+    for number in range(60):
+        at = 7919 * number % len(whole)
+        packed.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << number % 8]) + whole[at + 1 :])
+        os.utime(packed, ns=(number, number))
+        try:
+            open_bundle(bundle_directory(str(packed)))
+        except UserError:
+            refused += 1
+    assert refused > 30
 
 
 def test_a_bundle_is_given_as_a_directory_or_a_zip(bundle: Path, served: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
