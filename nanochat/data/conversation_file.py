@@ -26,6 +26,8 @@ class LinesFile(Generic[T]):
                 self._lines.append(make(json.loads(text)))
             except json.JSONDecodeError as error:
                 wrong.append(f"line {number}: no JSON ({error.msg} at column {error.colno})")
+            except (ValueError, RecursionError):  # a number of thousands of digits, lists a thousand deep
+                wrong.append(f"line {number}: no JSON that can be read")
             except UserError as error:
                 wrong.append(f"line {number}: {error}")
         if wrong:

@@ -1,5 +1,6 @@
 """A mixture of conversations as rows: row number i is a pure function of the seed, i and the parts."""
 
+import bisect
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -81,11 +82,12 @@ class Mixture:
         if not parts or not any(part.per_pass for part in parts):
             raise UserError("there is no conversation to train on: every task is left out or has weight 0")
         self.parts, self.seq_len, self.seed, self.pad_id = [part for part in parts if part.per_pass], seq_len, seed, pad_id
-        self._pass: Pass | None = None
-        self._index = -1
+        self._first_rows = [0]  # of the passes that were made, and of the next one
+        self._held: dict[int, Pass] = {}
         self.first_pass = self._open(0)
         if len(self.first_pass.packing) == 0:
-            raise UserError(f"every conversation is longer than --max_seq_len={seq_len} tokens: choose more")
+            drawn = len(self.first_pass.part)
+            raise UserError(f"all {drawn:,} conversations of the first pass are longer than --max_seq_len={seq_len} tokens: choose more")
 
     @property
     def rows_per_pass(self) -> int:
@@ -105,13 +107,13 @@ class Mixture:
         return held / (len(one.packing) * (self.seq_len + 1))
 
     def _open(self, index: int) -> Pass:
-        """Pass number `index`; passes are opened in turn, since each begins where the one before ended."""
-        if self._pass is None or index < self._index:
-            self._pass, self._index = self._make(0, 0), 0
-        while self._index < index:
-            self._pass = self._make(self._index + 1, self._pass.first_row + len(self._pass.packing))
-            self._index += 1
-        return self._pass
+        """Pass number `index`, one of those whose first row is known. The two that were made last are held: rows are read ahead."""
+        if index not in self._held:
+            one = self._make(index, self._first_rows[index])
+            if index + 1 == len(self._first_rows):
+                self._first_rows.append(one.first_row + len(one.packing))
+            self._held = {**dict(list(self._held.items())[-1:]), index: one}
+        return self._held[index]
 
     def _make(self, index: int, first_row: int) -> Pass:
         stretches = [part.stretch(index * part.per_pass, part.per_pass) for part in self.parts]
@@ -129,11 +131,10 @@ class Mixture:
         return Pass(first_row, [each for each, _ in stretches], part, number, packing, supervised)
 
     def _pass_of(self, row: int) -> Pass:
-        """The pass that a row is in."""
-        index = self._index if self._pass is not None and row >= self._pass.first_row else 0
-        while row >= (one := self._open(index)).first_row + len(one.packing):
-            index += 1
-        return one
+        """The pass that a row is in. Each begins where the one before ended, so those before it are made in turn."""
+        while row >= self._first_rows[-1]:
+            self._open(len(self._first_rows) - 1)
+        return self._open(bisect.bisect_right(self._first_rows, row) - 1)
 
     def read(self, numbers: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Rows by their numbers (n,), counted through all passes: ids and targets, each (n, seq_len) int64."""

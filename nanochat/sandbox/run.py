@@ -35,9 +35,9 @@ FORBIDDEN_CALLS = (
     # the network and what stands for it
     "socket socketpair connect bind listen accept accept4 sendto sendmsg sendmmsg io_uring_setup io_uring_enter io_uring_register "
     # changes to files that Landlock does not see, and shared memory
-    "chmod fchmod fchmodat fchmodat2 chown fchown lchown fchownat truncate truncate64 utime utimes utimensat futimesat "
-    "setxattr lsetxattr fsetxattr removexattr lremovexattr fremovexattr link linkat symlink symlinkat shmget shmat semget msgget mq_open open_by_handle_at "
-    "name_to_handle_at "
+    "chmod fchmod fchmodat fchmodat2 chown fchown lchown fchownat truncate truncate64 utime utimes utimensat futimesat setxattr "
+    "lsetxattr fsetxattr removexattr lremovexattr fremovexattr link linkat symlink symlinkat shmget shmat semget msgget mq_open "
+    "open_by_handle_at name_to_handle_at "
     # the kernel itself
     "mount umount2 pivot_root chroot move_mount fsopen fsmount open_tree mount_setattr bpf perf_event_open userfaultfd keyctl add_key "
     "request_key init_module finit_module delete_module kexec_load kexec_file_load reboot swapon swapoff sethostname setdomainname "

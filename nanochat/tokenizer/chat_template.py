@@ -1,8 +1,16 @@
 """The chat template of a model directory: `transformers.apply_chat_template` gives the ids of `Renderer`."""
 
+from nanochat.tokenizer.special import SPECIAL_TOKENS
+
 TEMPLATE_FILE = "chat_template.jinja"
 
 CHAT_TEMPLATE = """\
+{%- macro plain(text) -%}
+{%- for token in SPECIAL_TOKENS -%}
+{%- if token in text -%}{{- raise_exception('a message spells the special token ' + token) -}}{%- endif -%}
+{%- endfor -%}
+{{- text -}}
+{%- endmacro -%}
 {{- bos_token -}}
 {%- set state = namespace(system='') -%}
 {%- for message in messages -%}
@@ -10,20 +18,20 @@ CHAT_TEMPLATE = """\
 {%- if not loop.first -%}{{- raise_exception('a system message can only be the first') -}}{%- endif -%}
 {%- set state.system = message['content'] + '\\n\\n' -%}
 {%- elif message['role'] == 'user' -%}
-{{- '<|user_start|>' + state.system + message['content'] + '<|user_end|>' -}}
+{{- '<|user_start|>' + plain(state.system + message['content']) + '<|user_end|>' -}}
 {%- set state.system = '' -%}
 {%- elif message['role'] == 'assistant' -%}
 {{- '<|assistant_start|>' -}}
 {%- if message['content'] is string -%}
-{%- generation -%}{{- message['content'] -}}{%- endgeneration -%}
+{%- generation -%}{{- plain(message['content']) -}}{%- endgeneration -%}
 {%- else -%}
 {%- for part in message['content'] -%}
 {%- if part['type'] == 'text' -%}
-{%- generation -%}{{- part['text'] -}}{%- endgeneration -%}
+{%- generation -%}{{- plain(part['text']) -}}{%- endgeneration -%}
 {%- elif part['type'] == 'python' -%}
-{%- generation -%}{{- '<|python_start|>' + part['text'] + '<|python_end|>' -}}{%- endgeneration -%}
+{%- generation -%}{{- '<|python_start|>' + plain(part['text']) + '<|python_end|>' -}}{%- endgeneration -%}
 {%- elif part['type'] == 'python_output' -%}
-{{- '<|output_start|>' + part['text'] + '<|output_end|>' -}}
+{{- '<|output_start|>' + plain(part['text']) + '<|output_end|>' -}}
 {%- else -%}
 {{- raise_exception('unknown part ' + part['type']) -}}
 {%- endif -%}
@@ -35,5 +43,9 @@ CHAT_TEMPLATE = """\
 {%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- '<|assistant_start|>' -}}{%- endif -%}
+""".replace("SPECIAL_TOKENS", repr(list(SPECIAL_TOKENS)))
+"""`generation` marks what the assistant says itself, for `return_assistant_tokens_mask`.
+
+Text that spells a special token is refused: in the text that a template makes it would be that token, and a user could speak for the
+assistant.
 """
-"""`generation` marks what the assistant says itself, for `return_assistant_tokens_mask`."""

@@ -76,7 +76,7 @@ def _check_content(number: int, role: str, content: Any) -> None:
     for part in content:
         if not isinstance(part, Mapping) or not isinstance(part.get("text"), str):
             raise UserError(f'message {number} (assistant): a part is no object {{"type": …, "text": "…"}}')
-        if part.get("type") not in PARTS:
+        if not isinstance(part.get("type"), str) or part["type"] not in PARTS:
             raise UserError(f"message {number} (assistant): unknown part {part.get('type')!r}; the parts are {', '.join(PARTS)}")
     if not any(part["text"] for part in content):
         raise UserError(f"message {number} (assistant) is empty")

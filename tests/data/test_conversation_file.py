@@ -30,6 +30,10 @@ def test_both_shapes_blank_lines_and_a_byte_order_mark(tmp_path: Path) -> None:
     assert ConversationFile(path).fingerprint() != before
 
 
+def parts_of_type(kind: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": [{"type": kind, "text": "yes"}]}]}
+
+
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
@@ -39,6 +43,9 @@ def test_both_shapes_blank_lines_and_a_byte_order_mark(tmp_path: Path) -> None:
         ([{"messages": [{"role": "user", "content": "hi"}]}], ["line 1", "no assistant message"]),
         (["3"], ["line 1", "no conversation"]),
         ([TWO_USERS] * 5, ["line 1", "line 2", "line 3", "and 2 more lines"]),
+        ([GOOD, '{"messages": ' + "9" * 5_000 + "}"], ["line 2", "no JSON that can be read"]),
+        (["[" * 100_000], ["line 1", "no JSON that can be read"]),
+        ([parts_of_type(["text"]), parts_of_type({})], ["line 1: message 2 (assistant): unknown part ['text']", "line 2"]),
         ([], ["no line"]),
         (["", " "], ["no line"]),
     ],

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nanochat.common.errors import UserError
+from nanochat.data.loader import Split, micro_batches
 from nanochat.data.mixture import EndlessPart, FinitePart, Mixture
 from nanochat.data.packing import pack
 from nanochat.data.rendered import RenderedSet, keep, open_kept, render
@@ -61,6 +63,23 @@ def test_a_row_is_a_function_of_its_number() -> None:
     assert np.array_equal(again_ids, ids[shuffled])
     assert np.array_equal(again_targets, targets[shuffled])
     assert not np.array_equal(mixture(seed=2).read(numbers)[0], ids)
+
+
+def test_each_pass_is_made_once_though_rows_are_read_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    make = Mixture._make
+    monkeypatch.setattr(Mixture, "_make", lambda self, index, first: made.append(index) or make(self, index, first))  # type: ignore[func-returns-value]
+    one = mixture()
+    supervised = []
+    batches = micro_batches(one, Split(0, 1, 2, 2), 0, torch.device("cpu"))
+    while len(supervised) * 4 < 4 * one.rows_per_pass:
+        supervised.append(next(batches).divisor)
+        next(batches)
+    batches.close()  # type: ignore[attr-defined]
+    assert made == list(range(len(made)))
+    assert len(made) >= 4
+    monkeypatch.undo()
+    assert supervised == [mixture().supervised(4 * step, 4) for step in range(len(supervised))]
 
 
 def test_targets_are_what_is_learned_and_never_cross_a_border() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from nanochat.common.console import is_terminal
 from nanochat.common.errors import UserError
 from nanochat.evals.tasks.task import TaskUnavailable
-from nanochat.tokenizer.conversation import Conversation
+from nanochat.tokenizer.conversation import Conversation, check_conversation
 
 PROBE_TIMEOUT_S = 5.0
 PROBES = 2
@@ -73,7 +73,7 @@ class HubDataset:
         with _quiet_datasets() as datasets:
             try:
                 return datasets.load_dataset(builder, data_files=[str(file) for file in files], split="train")
-            except (datasets.exceptions.DatasetsError, ValueError, OSError) as error:  # pyarrow's errors are some of these
+            except Exception as error:  # each reader and each decompressor has errors of its own
                 raise UserError(f"{files[0]} cannot be read: {_reason(error.__cause__ or error)}") from None
 
     def _from_hub(self) -> Any:
@@ -108,10 +108,12 @@ class HubExamples:
     def __getitem__(self, number: int) -> Conversation:
         """Row `number` as a conversation. Raises UserError, naming it, where it is not what it should be."""
         try:
-            return self._make(self._rows[number])
+            made = self._make(self._rows[number])
+            check_conversation(made)
+            return made
         except UserError as error:
             raise UserError(f"{self._where}, row {number}: {error}") from None
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{self._where}, row {number}: it is not of the schema that is known ({error!r})") from None
 
 
@@ -121,6 +123,10 @@ def letter_question(question: str, choices: Sequence[str], letters: Sequence[str
     A letter follows its choice, after a `=`: there it is the same token as in the answer, and the model copies what it has chosen.
     Raises UserError for an answer key out of range.
     """
+    if not isinstance(question, str) or not all(isinstance(choice, str) for choice in choices):
+        raise UserError("the question or one of its choices is no text")
+    if len(letters) != len(choices):
+        raise UserError(f"{len(choices)} choices, but letters for {len(letters)}")
     if not 0 <= answer < len(choices):
         raise UserError(f"answer key {answer} is out of range: there are {len(choices)} choices, counted from 0")
     lines = "\n".join(f"- {choice}={letter}" for choice, letter in zip(choices, letters, strict=True))

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from nanochat.common.errors import UserError
-from nanochat.evals.tasks.made import Made, MadeTask
+from nanochat.evals.tasks.made import Made, MadeTask, split_of
+from nanochat.evals.tasks.task import Examples, Split
 from nanochat.tokenizer.conversation import Conversation
 
 PERSONA_FILE = Path(__file__).parent / "persona.toml"
@@ -63,8 +64,11 @@ class Persona:
             file = tomllib.loads(path.read_text(encoding="utf-8"))
             facts = {"name": file["name"], "maker": file["maker"], "tag": tag, "parameters": parameters, "layers": layers, "data": data}
             talks = tuple((tuple(talk["questions"]), talk["answer"].format(**facts)) for talk in file["talk"])
-            if not talks or not all(questions and answer for questions, answer in talks):
-                raise UserError(f"{path}: every [[talk]] needs questions and an answer, and there must be one at least")
+            if not talks or not all(isinstance(talk["questions"], list) and talk["questions"] and talk["answer"] for talk in file["talk"]):
+                raise UserError(f"{path}: every [[talk]] needs a list of questions and an answer, and there must be one at least")
+            said = [file["name"], file["maker"], *(question for questions, _ in talks for question in questions)]
+            if wrong := [text for text in said if not isinstance(text, str) or not text.strip()]:
+                raise UserError(f"{path}: {wrong[0]!r} is no text; name, maker and every question are")
             return cls(file["name"], talks)
         except OSError as error:
             raise UserError(f"--persona={path}: cannot be read ({error.strerror})") from None
@@ -83,6 +87,13 @@ class Identity(MadeTask):
 
     def __init__(self, persona: Persona):
         self.persona = persona
+
+    def examples(self, split: Split) -> Examples:
+        """Endless examples of a split. Raises UserError where the persona has too few questions for both splits."""
+        asked = [question for questions, _ in self.persona.talks for question in questions]
+        if all(split_of(f"{before}{question}{after}") != split for question in asked for before in BEFORE for after in AFTER):
+            raise UserError(f"the persona's {len(asked)} questions are too few to train on some and be tested on others: add one")
+        return super().examples(split)
 
     def make(self, rng: random.Random) -> Made:
         """A question, with polite words around it."""

@@ -1,5 +1,6 @@
 """MMLU: multiple-choice questions of 57 subjects (arXiv 2009.03300)."""
 
+from string import ascii_uppercase
 from typing import Any
 
 from nanochat.evals.tasks.hub import HubDataset, HubExamples, letter_question
@@ -30,5 +31,5 @@ class MMLU(Task):
 
 
 def _question(row: dict[str, Any]) -> Conversation:
-    letters = "ABCDEFGHIJ"[: len(row["choices"])]
+    letters = ascii_uppercase[: len(row["choices"])]
     return {**letter_question(row["question"], row["choices"], letters, row["answer"]), "subject": row["subject"]}

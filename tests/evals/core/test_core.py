@@ -3,7 +3,6 @@
 import functools
 import http.server
 import json
-import os
 import math
 import os
 import shutil
@@ -64,7 +63,11 @@ def test_what_is_wrong_in_a_bundle_is_named(bundle: Path) -> None:
     with pytest.raises(UserError, match=r"opposites\.jsonl, line 5: no JSON"):
         open_bundle(bundle)
     good = data.read_text().splitlines()[0]
-    for line, word in ((good.encode() + b"\xff", "no text in UTF-8"), (b"[" * 100_000, "no question"), (b'{"gold": Infinity}', "no question")):
+    for line, word in (
+        (good.encode() + b"\xff", "no text in UTF-8"),
+        (b"[" * 100_000, "no question"),
+        (b'{"gold": Infinity}', "no question"),
+    ):
         data.write_bytes(good.encode() + b"\n" + line + b"\n")
         with pytest.raises(UserError, match=rf"opposites\.jsonl, line 2: {word}") as refused:
             open_bundle(bundle)

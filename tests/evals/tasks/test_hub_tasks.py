@@ -1,5 +1,6 @@
 """The tasks of the hub: from a server like it, and from local copies."""
 
+import gzip
 import json
 import os
 import subprocess
@@ -138,6 +139,53 @@ def test_what_is_wrong_in_a_copy_is_named(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "HuggingFaceTB/smol-smoltalk/data/test.jsonl", [two_users])
     with pytest.raises(UserError, match="row 0: message 2"):
         task_of("SmolTalk", tmp_path).examples("test")[0]
+
+
+@pytest.mark.parametrize(
+    ("task", "file", "row", "word"),
+    [
+        ("MMLU", "cais/mmlu/all/test.jsonl", {**small_copies.mmlu(1), "question": None}, "is no text"),
+        ("MMLU", "cais/mmlu/all/test.jsonl", {**small_copies.mmlu(1), "choices": ["a", None, "c", "d"]}, "is no text"),
+        (
+            "ARC-Easy",
+            "allenai/ai2_arc/ARC-Easy/test.jsonl",
+            {**small_copies.arc(1), "choices": {"text": ["x"], "label": ["A", "B"]}},
+            "letters",
+        ),
+        ("GSM8K", "openai/gsm8k/main/test.jsonl", {**small_copies.gsm8k(1), "question": 5}, "message 1"),
+        ("GSM8K", "openai/gsm8k/main/test.jsonl", {**small_copies.gsm8k(1), "answer": None}, "not of the schema"),
+    ],
+)
+def test_a_row_that_is_none_is_named(task: str, file: str, row: dict[str, Any], word: str, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / file, [row])
+    with pytest.raises(UserError, match=f"row 0: .*{word}"):
+        task_of(task, tmp_path).examples("test")[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("test.jsonl", b""),
+        ("test.jsonl", b'{"question": "\xff"}\n'),
+        ("test.jsonl.gz", gzip.compress(b"{}\n" * 99)[:-12]),
+        ("test.jsonl.zst", b"no"),
+    ],
+)
+def test_a_file_that_is_none_is_named(name: str, content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "openai/gsm8k/main" / name
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=rf"{name} cannot be read"):
+        task_of("GSM8K", tmp_path).examples("test")
+
+
+def test_numbered_choices_and_many_of_them(tmp_path: Path) -> None:
+    numbered = {**small_copies.arc(1), "choices": {"text": ["ice", "fire", "sand"], "label": [1, 2, 3]}, "answerKey": 2}
+    write_jsonl(tmp_path / "allenai/ai2_arc/ARC-Easy/test.jsonl", [numbered])
+    assert task_of("ARC-Easy", tmp_path).examples("test")[0]["answer"] == "2"
+    many = {**small_copies.mmlu(1), "choices": [f"choice {i}" for i in range(12)], "answer": 11}
+    write_jsonl(tmp_path / "cais/mmlu/all/test.jsonl", [many])
+    assert task_of("MMLU", tmp_path).examples("test")[0]["answer"] == "L"
 
 
 def test_calculator_spans_become_tool_calls() -> None:

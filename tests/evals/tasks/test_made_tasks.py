@@ -76,12 +76,24 @@ def test_a_persona_is_one_short_file(tmp_path: Path) -> None:
     mine.write_text('name = "Ada"\nmaker = "me"\n[[talk]]\nquestions = ["Who are you?"]\nanswer = "{name} of {maker}, {parameters}."\n')
     example = Identity(Persona.of(mine, parameters="3.02 billion")).examples("train")[0]
     assert example["answer"] == "Ada of me, 3.02 billion."
-    for text, word in (("name = ", "TOML"), ('name = "x"', "maker"), ('name = "x"\nmaker = "y"\ntalk = []', "talk")):
+    talk = 'name = "x"\nmaker = "y"\n[[talk]]\nanswer = "z"\nquestions = '
+    for text, word in (
+        ("name = ", "TOML"),
+        ('name = "x"', "maker"),
+        ('name = "x"\nmaker = "y"\ntalk = []', "talk"),
+        (talk + '"Who are you?"', "list of questions"),
+        (talk + "[]", "list of questions"),
+        (talk + '["Who?", ""]', "'' is no text"),
+        (talk.replace('"x"', "3") + '["Who?"]', "3 is no text"),
+    ):
         mine.write_text(text)
         with pytest.raises(UserError, match=word):
             Persona.of(mine)
     with pytest.raises(UserError, match="cannot be read"):
         Persona.of(tmp_path / "none.toml")
+    mine.write_text(talk + '["Who created you."]')  # none of its wordings is for the test
+    with pytest.raises(UserError, match="too few"):
+        Identity(Persona.of(mine)).examples("test")
 
 
 @pytest.mark.parametrize(
