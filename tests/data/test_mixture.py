@@ -49,8 +49,8 @@ def test_rows_are_well_filled() -> None:
     assert lengths.sum() / (len(packing) * 513) > 0.98
 
 
-def mixture(seed: int = 1) -> Mixture:
-    parts = [FinitePart("a", 30, set_of([3, 9, 5, 40, 7, 11, 2, 13, 6, 8]), seed), EndlessPart("b", 12, endless)]
+def mixture(seed: int = 1, times: int = 1) -> Mixture:
+    parts = [FinitePart("a", 30 * times, set_of([3, 9, 5, 40, 7, 11, 2, 13, 6, 8]), seed), EndlessPart("b", 12 * times, endless)]
     return Mixture(parts, 20, seed, PAD)
 
 
@@ -69,7 +69,8 @@ def test_each_pass_is_made_once_though_rows_are_read_ahead(monkeypatch: pytest.M
     made: list[int] = []
     make = Mixture._make
     monkeypatch.setattr(Mixture, "_make", lambda self, index, first: made.append(index) or make(self, index, first))  # type: ignore[func-returns-value]
-    one = mixture()
+    one = mixture(times=10)
+    assert one.rows_per_pass > 64
     supervised = []
     batches = micro_batches(one, Split(0, 1, 2, 2), 0, torch.device("cpu"))
     while len(supervised) * 4 < 4 * one.rows_per_pass:
@@ -79,7 +80,8 @@ def test_each_pass_is_made_once_though_rows_are_read_ahead(monkeypatch: pytest.M
     assert made == list(range(len(made)))
     assert len(made) >= 4
     monkeypatch.undo()
-    assert supervised == [mixture().supervised(4 * step, 4) for step in range(len(supervised))]
+    again = mixture(times=10)
+    assert supervised == [again.supervised(4 * step, 4) for step in range(len(supervised))]
 
 
 def test_targets_are_what_is_learned_and_never_cross_a_border() -> None:
