@@ -132,7 +132,7 @@ def test_stopped_half_way_it_goes_on_and_ends_with_the_same_bytes(tmp_path: Path
     bases = [tmp_path / "broken", tmp_path / "unbroken"]
     for base in bases:
         tokenizer.save(base / "tokenizer" / "python-600")
-        make_text(base, [*range(6), VAL_INDEX], repeat=12)
+        make_text(base, [*range(6), VAL_INDEX], repeat=40)
     arguments, environment = command(bases[0])
     directory = bases[0] / "tokens" / f"python-{tokenizer.hash}"
     with subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:

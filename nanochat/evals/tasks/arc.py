@@ -44,7 +44,7 @@ class ArcChallenge(Arc):
 
 
 def _question(row: dict[str, Any]) -> Conversation:
-    labels, key = [str(label) for label in row["choices"]["label"]], str(row["answerKey"])
+    labels, key = [str(label) for label in row["choices"]["label"] if label is not None], str(row["answerKey"])
     if key not in labels:
         raise UserError(f"answer key {key!r} is out of range: the choices are {', '.join(labels)}")
     return letter_question(row["question"], row["choices"]["text"], labels, labels.index(key))

@@ -39,7 +39,7 @@ class HubDataset:
         Raises TaskUnavailable where the hub cannot be reached, UserError where there is no such dataset or a column is missing.
         """
         if self._rows is None:
-            rows = self._local(self.task_dir) if self.task_dir else self._from_hub()
+            rows = _load(self._files(self.task_dir)) if self.task_dir else self._from_hub()
             if missing := [column for column in self.columns if column not in rows.column_names]:
                 has, read = ", ".join(rows.column_names), ", ".join(self.columns)
                 raise UserError(f"{self.where}: there is no column {missing[0]}; it has {has}, and {read} are read")
@@ -66,15 +66,6 @@ class HubDataset:
                 return found
         looked = ", ".join(str(folder) for folder in folders)
         raise UserError(f"--task_dir: there is no {self.split}.jsonl, {self.split}.parquet or {self.split}-*.parquet in any of {looked}")
-
-    def _local(self, task_dir: Path) -> Any:
-        files = self._files(task_dir)
-        builder = next(kind for ending, kind in ENDINGS.items() if files[0].name.endswith(ending))
-        with _quiet_datasets() as datasets:
-            try:
-                return datasets.load_dataset(builder, data_files=[str(file) for file in files], split="train")
-            except Exception as error:  # each reader and each decompressor has errors of its own
-                raise UserError(f"{files[0]} cannot be read: {_reason(error.__cause__ or error)}") from None
 
     def _from_hub(self) -> Any:
         if not hub_answers():
@@ -117,13 +108,13 @@ class HubExamples:
             raise UserError(f"{self._where}, row {number}: it is not of the schema that is known ({error!r})") from None
 
 
-def letter_question(question: str, choices: Sequence[str], letters: Sequence[str], answer: int) -> dict[str, Any]:
+def letter_question(question: str, choices: list[str], letters: Sequence[str], answer: int) -> dict[str, Any]:
     """A multiple-choice question as a conversation, answered by the letter alone.
 
     A letter follows its choice, after a `=`: there it is the same token as in the answer, and the model copies what it has chosen.
     Raises UserError for an answer key out of range.
     """
-    if not isinstance(question, str) or not all(isinstance(choice, str) for choice in choices):
+    if not isinstance(question, str) or not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
         raise UserError("the question or one of its choices is no text")
     if len(letters) != len(choices):
         raise UserError(f"{len(choices)} choices, but letters for {len(letters)}")
@@ -133,6 +124,19 @@ def letter_question(question: str, choices: Sequence[str], letters: Sequence[str
     asked = f"{question}\n{lines}\nAnswer with one letter."
     messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": letters[answer]}]
     return {"messages": messages, "letters": list(letters), "answer": letters[answer]}
+
+
+def _load(files: list[Path]) -> Any:
+    """The rows of files, one after the other. Raises UserError, naming the file that cannot be read."""
+    builder = next(kind for ending, kind in ENDINGS.items() if files[0].name.endswith(ending))
+    with _quiet_datasets() as datasets:
+        try:
+            return datasets.load_dataset(builder, data_files=[str(file) for file in files], split="train")
+        except Exception as error:  # each reader and each decompressor has errors of its own
+            if len(files) > 1:
+                for file in files:
+                    _load([file])
+            raise UserError(f"{files[0]} cannot be read: {_reason(error.__cause__ or error)}") from None
 
 
 def _endpoint() -> str:
@@ -163,12 +167,12 @@ def hub_answers() -> bool:
 
 @contextlib.contextmanager
 def _quiet_datasets() -> Iterator[Any]:
-    """The library, which in a log draws no bars and says only what is wrong."""
+    """The library, which in a log draws no bars; what is wrong is said by who calls it."""
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "0" if is_terminal() else "1")
     import datasets
     import huggingface_hub
 
-    datasets.logging.set_verbosity_error()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     if not is_terminal():
         datasets.disable_progress_bars()
     if os.environ.get("HF_HUB_OFFLINE") == "1":  # for where the libraries were loaded before

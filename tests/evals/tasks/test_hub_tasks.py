@@ -152,6 +152,13 @@ def test_what_is_wrong_in_a_copy_is_named(tmp_path: Path) -> None:
             {**small_copies.arc(1), "choices": {"text": ["x"], "label": ["A", "B"]}},
             "letters",
         ),
+        ("MMLU", "cais/mmlu/all/test.jsonl", {**small_copies.mmlu(1), "choices": "abcd"}, "is no text"),
+        (
+            "ARC-Easy",
+            "allenai/ai2_arc/ARC-Easy/test.jsonl",
+            {**small_copies.arc(1), "choices": {"text": ["x", "y"], "label": [None, "A"]}},
+            "2 choices, but letters for 1",
+        ),
         ("GSM8K", "openai/gsm8k/main/test.jsonl", {**small_copies.gsm8k(1), "question": 5}, "message 1"),
         ("GSM8K", "openai/gsm8k/main/test.jsonl", {**small_copies.gsm8k(1), "answer": None}, "not of the schema"),
     ],
@@ -164,7 +171,12 @@ def test_a_row_that_is_none_is_named(task: str, file: str, row: dict[str, Any], 
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("test.jsonl", b""), ("test.jsonl.gz", gzip.compress(b"{}\n" * 99)[:-12]), ("test.jsonl.zst", b"no")],
+    [
+        ("test.jsonl", b""),
+        ("test.jsonl.gz", gzip.compress(b"{}\n" * 99)[:-12]),
+        ("test.jsonl.zst", b"no"),
+        ("test.parquet", b"PAR1 no PAR1"),
+    ],
 )
 def test_a_file_that_is_none_is_named(name: str, content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "openai/gsm8k/main" / name
@@ -172,6 +184,20 @@ def test_a_file_that_is_none_is_named(name: str, content: bytes, tmp_path: Path)
     path.write_bytes(content)
     with pytest.raises(UserError, match=rf"{name} cannot be read"):
         task_of("GSM8K", tmp_path).examples("test")
+
+
+def test_the_damaged_one_of_several_files_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "openai/gsm8k/main"
+    for number in range(3):
+        write_jsonl(folder / f"test-{number}.jsonl", [small_copies.gsm8k(number)])
+    assert [one["answer"] for one in map(task_of("GSM8K", tmp_path).examples("test").__getitem__, range(3))] == ["1,000", "1,002", "1,004"]
+    (folder / "test-1.jsonl").write_text("no")
+    with pytest.raises(UserError, match=r"test-1\.jsonl cannot be read"):
+        task_of("GSM8K", tmp_path).examples("test")
+    (folder / "test-0.jsonl").write_bytes(b'{"question": "\xff", "answer": "#### 1"}\n')
+    (folder / "test-1.jsonl").unlink()
+    with pytest.raises(UserError, match="row 0: .*UnicodeDecodeError"):
+        task_of("GSM8K", tmp_path).examples("test")[0]
 
 
 def test_numbered_choices_and_many_of_them(tmp_path: Path) -> None:
