@@ -50,7 +50,10 @@ def test_rows_are_well_filled() -> None:
 
 
 def mixture(seed: int = 1, times: int = 1) -> Mixture:
-    parts = [FinitePart("a", 30 * times, set_of([3, 9, 5, 40, 7, 11, 2, 13, 6, 8]), seed), EndlessPart("b", 12 * times, endless)]
+    parts: list[FinitePart | EndlessPart] = [
+        FinitePart("a", 30 * times, set_of([3, 9, 5, 40, 7, 11, 2, 13, 6, 8]), seed),
+        EndlessPart("b", 12 * times, endless),
+    ]
     return Mixture(parts, 20, seed, PAD)
 
 
@@ -71,7 +74,7 @@ def test_each_pass_is_made_once_though_rows_are_read_ahead(monkeypatch: pytest.M
     monkeypatch.setattr(Mixture, "_make", lambda self, index, first: made.append(index) or make(self, index, first))  # type: ignore[func-returns-value]
     one = mixture(times=10)
     assert one.rows_per_pass > 64
-    supervised = []
+    supervised: list[float] = []
     batches = micro_batches(one, Split(0, 1, 2, 2), 0, torch.device("cpu"))
     while len(supervised) * 4 < 4 * one.rows_per_pass:
         supervised.append(next(batches).divisor)

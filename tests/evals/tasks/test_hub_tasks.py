@@ -196,7 +196,7 @@ def test_the_damaged_one_of_several_files_is_named(tmp_path: Path) -> None:
         task_of("GSM8K", tmp_path).examples("test")
     (folder / "test-0.jsonl").write_bytes(b'{"question": "\xff", "answer": "#### 1"}\n')
     (folder / "test-1.jsonl").unlink()
-    with pytest.raises(UserError, match="row 0: .*UnicodeDecodeError"):
+    with pytest.raises(UserError, match=r"row 0: .*UnicodeDecodeError"):
         task_of("GSM8K", tmp_path).examples("test")[0]
 
 
