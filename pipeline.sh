@@ -44,14 +44,14 @@ if [ "$REHEARSE" = true ]; then
     --matrix_lr=0.04 --warmdown_ratio=0.5 --eval_every=50 --eval_tokens=65536 --sample_every=100 --save_every=25)
   LOSS_FLAGS=(--device_batch_size=8 --train_tokens=65536)
   CORE_FLAGS=(--bundle=small)
-  CHAT_FLAGS=(-a "$MADE_HERE" -x 192)
+  CHAT_FLAGS=(-a "$MADE_HERE" -x 384)
   SHORT=(--device_batch_size=4 --total_batch_size=2048 --matrix_lr=0.04 --eval_tokens=32768)
   MID_FLAGS=("${SHORT[@]}" --tasks="$MADE_HERE" --weights=SpellingBee=0.04,Arithmetic=0.04,WordProblems=0.04,Instructions=0.14,Identity=0.15
     --num_iterations=250 --warmdown_ratio=0.5 --eval_every=125 --sample_every=250 --save_every=50)
   SFT_FLAGS=("${SHORT[@]}" --tasks="$MADE_HERE" --weights=SpellingBee=0.02,Arithmetic=0.02,WordProblems=0.02,Instructions=0.1,Identity=0.1
     --num_iterations=80 --init_lr_frac=0.5 --eval_every=80 --sample_every=80 --save_every=40)
-  RL_FLAGS=(--tasks=Instructions,SpellingBee --num_iterations=20 --examples_per_step=16 --num_samples=8 --max_new_tokens=64 --max_seq_len=128
-    --device_batch_size=32 --init_lr_frac=0.2 --eval_every=-1 --sample_every=20 --save_every=10)
+  RL_FLAGS=(--tasks=Instructions,SpellingBee --num_iterations=8 --examples_per_step=32 --num_samples=16 --max_new_tokens=64 --max_seq_len=128
+    --device_batch_size=32 --init_lr_frac=0.07 --eval_every=-1 --sample_every=8 --save_every=4)
 fi
 TAG=d$DEPTH
 TOKENIZER=$DATA-$VOCAB_SIZE
