@@ -1,7 +1,7 @@
-"""Ask a chat model: `python -m scripts.chat_cli -p "How many r are in strawberry?"`; with --base a base model continues a text."""
+"""Talk to a chat model: `python -m scripts.chat_cli`; `-p "How many r are in strawberry?"` asks once."""
 
 from nanochat.common.cli import command
-from nanochat.engine.complete_command import CompleteSettings, complete_command
+from nanochat.serve.terminal import ChatSettings, chat
 
 if __name__ == "__main__":
-    command(CompleteSettings, complete_command)
+    command(ChatSettings, chat)

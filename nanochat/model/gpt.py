@@ -20,9 +20,8 @@ class KVCache(Protocol):
     def positions(self, tokens: int) -> slice | Tensor:
         """The positions of the tokens of this forward pass: the same for all rows, or (B, T)."""
 
-    def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Keep the new k, v: (B, H, T, D) of a layer. Returns those that the queries may see, (B, H, S, D), and which each one sees,
-        a bool mask that goes with (B, H, T, S); None for all of them when T is 1, else for causal attention among the new ones."""
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Keep the new k, v of a layer and attend with q to all that each query may see; all (B, H, T, D)."""
 
 
 def rms_norm(x: Tensor, eps: float) -> Tensor:
@@ -63,10 +62,7 @@ class Attention(nn.Module):
         q = rms_norm(rotate(self.q_proj(x).view(shape), cos, sin), self.eps).transpose(1, 2)
         k = rms_norm(rotate(self.k_proj(x).view(shape), cos, sin), self.eps).transpose(1, 2)
         v = self.v_proj(x).view(shape).transpose(1, 2)
-        mask = None
-        if cache is not None:
-            k, v, mask = cache.update(self.layer, k, v)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and T > 1)
+        y = cache.attend(self.layer, q, k, v) if cache is not None else F.scaled_dot_product_attention(q, k, v, is_causal=T > 1)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, d))
 
 

@@ -49,11 +49,6 @@ class Ranks:
         dist.all_reduce(tensor)
         return tensor
 
-    def first_ones(self, tensor: Tensor) -> Tensor:
-        """The first rank's tensor, on every rank, in place."""
-        dist.broadcast(tensor, src=0)
-        return tensor
-
     def least(self, value: float) -> float:
         """The smallest of the ranks' values."""
         tensor = torch.tensor(value, dtype=torch.float64, device=self.device)

@@ -9,7 +9,8 @@ from nanochat.data.defaults import resolve_data, resolve_tokenizer
 from nanochat.data.loader import micro_batches
 from nanochat.data.samples import Manifest, Samples
 from nanochat.data.token_shards import TokenIndex, read_index, verify_shard
-from nanochat.engine.generate import complete
+from nanochat.engine.batch import complete
+from nanochat.engine.sample import Sampling
 from nanochat.evals.bits_per_byte import bits_per_byte
 from nanochat.evals.core.bundle import open_bundle
 from nanochat.evals.core.core import core_metric, evaluate_core_task
@@ -79,7 +80,8 @@ def _train(s: BaseTrainSettings, stage: StageDirectory, r: Ranks) -> None:
             return {"val_bpb": bits_per_byte(model, val_samples, val_rows, token_bytes, learner.micro_batch_size(), r)}
 
         def samples() -> dict[str, float]:
-            texts = [complete(model, tokenizer, prompt, SAMPLE_TOKENS, temperature=0, agree=r.first_ones) for prompt in PROMPTS]
+            with learner.whole_weights():
+                texts = [complete(model, tokenizer, prompt, SAMPLE_TOKENS, Sampling(temperature=0)) for prompt in PROMPTS]
             r.from_first(lambda: keep_samples(stage, learner.step(), PROMPTS, texts))
             return {}
 

@@ -8,7 +8,8 @@ import torch
 from nanochat.common.console import warn
 from nanochat.data.loader import Batch, Split, row_width
 from nanochat.data.permutation import Permutation
-from nanochat.engine.batch import Generated, generate_batch
+from nanochat.engine.batch import generate_batch
+from nanochat.engine.engine import Answer
 from nanochat.evals.task_eval import judge_all
 from nanochat.evals.tasks.task import ENDLESS, Examples, Task
 from nanochat.model.loss import NO_TARGET
@@ -46,7 +47,7 @@ class Rollout:
     """One answer, as a row to learn from."""
 
     prompt: list[int]
-    made: Generated
+    made: Answer
     reward: float
     advantage: float = 0.0
 
@@ -112,7 +113,7 @@ class Rollouts:
         numbers = [int(n) for micro in range(split.grad_accum_steps) for n in split.numbers(first_sample, micro)]
         asked = {question: self.questions[question] for question in sorted({n // s.num_samples for n in numbers})}
         prompts = {question: renderer.prompt(question_of(example)) for question, (_, example) in asked.items()}
-        made: list[Generated] = []
+        made: list[Answer] = []
         at_once = 4 * split.micro_batch_size
         with learner.whole_weights():
             for start in range(0, len(numbers), at_once):

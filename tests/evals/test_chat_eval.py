@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from nanochat.engine.generate import generate
+from nanochat.engine.engine import Engine
+from nanochat.engine.sample import Sampling
 from nanochat.evals.intervals import wilson
 from nanochat.evals.task_eval import Asking, evaluate_task
 from nanochat.evals.tasks.hub import letter_question
@@ -94,7 +95,10 @@ def test_the_counts_are_those_of_a_plain_loop(trained: Path, one_by_one: list[di
     for number in range(14):
         example = task.examples("test")[number]
         ids = renderer.prompt(question_of(example))
-        said = list(generate(model, ids, 10, temperature=0, stop_ids=stops))
+        engine = Engine(model, tokenizer)
+        one = engine.add(ids, 10, Sampling(temperature=0), stops=stops)
+        engine.run()
+        said = one.ids
         assert not set(said) & specials
         even += len(tokenizer.decode(said)) % 2 == 0
     assert answer["correct"] == even

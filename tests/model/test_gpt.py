@@ -6,8 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from nanochat.engine.cache import StaticKVCache
-from nanochat.engine.generate import generate
 from nanochat.model.config import GPTConfig
 from nanochat.model.directory import load_model, save_model
 from nanochat.model.gpt import GPT
@@ -59,38 +57,6 @@ def test_every_field_of_transformers_config_is_set(tmp_path: Path) -> None:
     fields = {name for name in NanoChatConfig.__annotations__ if name not in ("model_type", "base_model_tp_plan")}
     assert "bos_token_id" in fields
     assert fields <= set(ours)
-
-
-@pytest.mark.parametrize("pieces", [[48], [1] * 48, [5, 1, 20, 1, 1, 20]])
-def test_a_cache_changes_nothing(pieces: list[int]) -> None:
-    model = random_model(4)
-    ids = torch.randint(0, 300, (2, 48), generator=torch.Generator().manual_seed(1))
-    cache = StaticKVCache(model.config, 2, 48)
-    with torch.no_grad():
-        parts = [model(part, cache=cache) for part in ids.split(pieces, dim=1)]
-        torch.testing.assert_close(torch.cat(parts, dim=1), model(ids), atol=2e-5, rtol=0)
-
-
-def test_greedy_generation_is_argmax_of_the_whole_and_stops_where_told() -> None:
-    model = random_model(2)
-    prompt, expected = [3, 1, 4], []
-    for _ in range(20):
-        with torch.no_grad():
-            expected.append(int(model(torch.tensor([prompt + expected]))[0, -1].argmax()))
-    assert list(generate(model, prompt, 20, temperature=0)) == expected
-    first = expected.index(expected[7])
-    assert list(generate(model, prompt, 20, temperature=0, stop_ids=frozenset({expected[7]}))) == expected[:first]
-    assert len(list(generate(model, prompt, 1000))) == 48 - 3
-    assert len(list(generate(model, list(range(200)), 10))) == 1
-
-
-def test_sampling_repeats_with_its_seed_and_keeps_to_top_k() -> None:
-    model = random_model(2)
-    one, same, other = (list(generate(model, [5], 30, top_k=5, seed=seed)) for seed in (1, 1, 2))
-    assert one == same != other
-    with torch.no_grad():
-        logits = model(torch.tensor([[5, *one]]))[0]
-    assert all(token in logits[place].topk(5).indices for place, token in enumerate(one))
 
 
 def test_the_start_has_the_right_spread_and_zeros() -> None:

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from nanochat.data.conversation_file import PreferenceFile
-from nanochat.engine.batch import Generated
+from nanochat.engine.engine import Answer
+from nanochat.engine.sample import Sampling
 from nanochat.model.config import GPTConfig
 from nanochat.model.gpt import GPT
 from nanochat.model.init import init_weights
@@ -42,7 +43,7 @@ def gradient(model: GPT, loss: torch.Tensor) -> torch.Tensor:
 def test_a_rollout_learns_what_the_model_said_and_nothing_else() -> None:
     model = model_of(0)
     prompt, said, end = [5, 6, 7], [10, 11, 12, 13], TOKENIZER.special_id("<|assistant_end|>")
-    made = Generated([*said], [True, True, False, True], finished=True, end=end)
+    made = Answer(prompt, Sampling(), 8, frozenset({end}), None, ids=[*said], sampled=[True, True, False, True], finish="stop", end=end)
     rollout = Rollout(prompt, made, 1.0, advantage=0.7)
     ids, targets, weights = rollout.row(16, TOKENIZER.bos_id)
     assert len(ids) == len(targets) == len(weights) == 16

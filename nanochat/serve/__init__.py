@@ -1,0 +1,1 @@
+"""Talking to a model: the terminal, the page, the HTTP API."""

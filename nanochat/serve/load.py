@@ -1,0 +1,49 @@
+"""Opening the model that somebody wants to talk to."""
+
+from pathlib import Path
+
+import torch
+
+from nanochat.common.errors import UserError
+from nanochat.model.directory import load_model
+from nanochat.model.find import find_model
+from nanochat.model.gpt import GPT
+from nanochat.parallel.precision import evaluation_dtype
+from nanochat.serve.settings import STAGES, TalkSettings
+from nanochat.tokenizer.tokenizer import Tokenizer
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+FILES = ["*.json", "*.jinja", "*.safetensors", "*.tiktoken", "*.txt"]
+
+
+def find_directory(s: TalkSettings) -> tuple[Path, str]:
+    """The directory of the model that is meant, and what it is called. Raises UserError, saying what there is, when there is none."""
+    if not s.model:
+        directory = find_model((s.source,) if s.source else STAGES, s.model_tag)
+        return directory, f"{directory.parent.parent.name}-{directory.parent.name}"
+    directory = Path(s.model).expanduser()
+    if directory.is_dir():
+        return directory, directory.resolve().name
+    if s.model.count("/") != 1 or s.model.startswith((".", "/", "~")):
+        raise UserError(f"--model={s.model}: there is no such directory, and it is no id of a model on the hub (OWNER/NAME)")
+    return _from_hub(s.model), s.model
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=FILES))
+    except RepositoryNotFoundError:
+        raise UserError(f"--model={name}: the hub has no such model, or does not let you read it (HF_TOKEN)") from None
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(f"--model={name} cannot be fetched: {reason}") from None
+
+
+def open_model(s: TalkSettings, device: torch.device) -> tuple[GPT, Tokenizer, str]:
+    """The model, its tokenizer and its name. Raises UserError for what is no model."""
+    directory, name = find_directory(s)
+    model, tokenizer = load_model(directory, device, DTYPES.get(s.precision) or evaluation_dtype(device))
+    return model, tokenizer, name

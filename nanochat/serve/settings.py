@@ -1,0 +1,64 @@
+"""The flags that the terminal and the server share. Imports nothing heavy."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from nanochat.common.errors import UserError
+
+if TYPE_CHECKING:
+    from nanochat.engine.sample import Sampling
+
+STAGES = ("dpo", "rl", "sft", "mid")
+"""Stages whose models can be talked to, the best first."""
+
+
+@dataclass(frozen=True)
+class TalkSettings:
+    """Which model to talk to, and how it chooses its words."""
+
+    model: str = ""
+    """A model directory, or the id of one on the Hugging Face hub. Default: the newest chat model that was trained here."""
+    source: Annotated[str, tyro.conf.arg(aliases=["-i"])] = ""
+    """Stage whose model to take: sft, mid, rl, dpo or base. Default: the newest of the chat stages."""
+    model_tag: Annotated[str, tyro.conf.arg(aliases=["-g"])] = ""
+    """Run whose model to take. Default: the newest."""
+    temperature: Annotated[float, tyro.conf.arg(aliases=["-t"])] = 0.6
+    """Randomness; 0 takes the likeliest token each time."""
+    top_k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 50
+    """Choose among this many likeliest tokens; 0 for all."""
+    top_p: float = 1.0
+    """Choose among the likeliest tokens that together have this probability."""
+    min_p: float = 0.0
+    """Choose among tokens at least this likely, compared with the likeliest."""
+    repetition_penalty: float = 1.0
+    """Makes what was said before less likely; 1 for not."""
+    max_tokens: Annotated[int, tyro.conf.arg(aliases=["-m"])] = 512
+    """Tokens that an answer may take."""
+    seed: int = 0
+    """Seed of the randomness."""
+    precision: str = "auto"
+    """fp32, bf16, or auto for what suits this machine."""
+    guesses: int = 0
+    """Tokens that a lone answer is guessed ahead from what stands there already; exact, and faster where text repeats itself."""
+
+    def check(self) -> None:
+        """Raises UserError for a value that means nothing."""
+        self.sampling().check()
+        if self.max_tokens < 1:
+            raise UserError(f"--max_tokens={self.max_tokens}: must be 1 or more")
+        if self.precision not in ("auto", "fp32", "bf16"):
+            raise UserError(f"--precision={self.precision}: one of auto, fp32, bf16")
+        if self.guesses < 0:
+            raise UserError(f"--guesses={self.guesses}: must be 0 or more")
+        if self.source and self.source not in (*STAGES, "base"):
+            raise UserError(f"--source={self.source}: one of {', '.join(STAGES)}, base")
+        if self.model and (self.source or self.model_tag):
+            raise UserError("--model names the model; leave out --source and --model_tag, or it")
+
+    def sampling(self) -> "Sampling":
+        """How tokens are chosen."""
+        from nanochat.engine.sample import Sampling
+
+        return Sampling(self.repetition_penalty, self.temperature, self.top_k, self.top_p, self.min_p, self.seed)

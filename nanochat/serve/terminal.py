@@ -1,0 +1,266 @@
+"""Talking to a model in the terminal."""
+
+import contextlib
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import tyro
+
+from nanochat.common.errors import UserError
+from nanochat.common.paths import base_dir
+from nanochat.serve.settings import TalkSettings
+
+HELP = """/clear            begin a new conversation
+/system TEXT      what the model is told before the conversation, which begins anew; without TEXT nothing
+/temperature X    randomness; 0 takes the likeliest token each time
+/save FILE        write the conversation down, as .jsonl that training reads
+/load FILE        go on with a conversation from such a file
+/speed            show tokens a second after each answer, or no more
+/help             this
+/quit             leave; Ctrl-D does too, and Ctrl-C stops an answer
+"""
+DIM, PLAIN = "\033[2m", "\033[0m"
+
+
+@dataclass(frozen=True)
+class ChatSettings(TalkSettings):
+    """Talk to a chat model in the terminal; with -p ask one question and leave."""
+
+    prompt: Annotated[str, tyro.conf.arg(aliases=["-p"])] = ""
+    """Answer this and leave; with --source=base continue it. A question can also come through a pipe."""
+    system: str = ""
+    """What the model is told before the conversation."""
+    speed: bool = False
+    """Show tokens a second after each answer."""
+
+
+def chat(settings: ChatSettings) -> None:
+    """Answer one question, or talk until the person leaves. Raises UserError for a wrong request."""
+    settings.check()
+    prompt = settings.prompt
+    if not prompt and not sys.stdin.isatty():
+        prompt = sys.stdin.read().strip()
+        if not prompt:
+            raise UserError("there is no question: give one by -p, or through the pipe")
+    from nanochat.serve.load import find_directory
+
+    find_directory(settings)  # at once, where there is none
+    import torch
+
+    from nanochat.serve.load import open_model
+
+    model, tokenizer, name = open_model(settings, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    from nanochat.engine.engine import Engine
+
+    talk = Talk(settings, Engine(model, tokenizer, max_rows=1, guesses=settings.guesses))
+    if prompt:
+        if settings.source == "base":
+            talk.go_on(prompt)
+        else:
+            talk.ask(prompt)
+        return
+    if settings.source == "base":
+        raise UserError("a base model continues text and does not converse: give the text by -p")
+    print(f"{name}. /help lists what can be typed, Ctrl-D leaves.")
+    talk.loop()
+
+
+class Talk:
+    """A conversation with a model."""
+
+    def __init__(self, settings: ChatSettings, engine: Any):
+        self.settings, self.engine = settings, engine
+        self.messages: list[dict[str, Any]] = []
+        self.system = settings.system
+
+    def loop(self) -> None:
+        """Read lines and answer them until the person leaves."""
+        with _history():
+            while True:
+                try:
+                    line = input("> ").strip()
+                except EOFError:
+                    print()
+                    return
+                except KeyboardInterrupt:
+                    print()
+                    return
+                if line in ("/quit", "/exit"):
+                    return
+                if not line:
+                    continue
+                try:
+                    if line.startswith("/"):
+                        self._command(*line[1:].split(maxsplit=1))
+                    else:
+                        self.ask(line)
+                except UserError as error:
+                    print(f"error: {error}")
+
+    def _command(self, name: str = "", rest: str = "") -> None:
+        commands: dict[str, Callable[[str], None]] = {
+            "clear": lambda _: self._begin(self.system),
+            "system": self._begin,
+            "temperature": self._temperature,
+            "save": self._save,
+            "load": self._load,
+            "speed": self._speed,
+            "help": lambda _: print(HELP, end=""),
+        }
+        if name not in commands:
+            raise UserError(f"/{name}: /help lists what can be typed")
+        commands[name](rest)
+
+    def _begin(self, system: str) -> None:
+        self.messages, self.system = [], system
+        print("a new conversation" + (f"; the model is told: {system}" if system else ""))
+
+    def _temperature(self, text: str) -> None:
+        try:
+            changed = replace(self.settings, temperature=float(text))
+        except ValueError:
+            raise UserError(f"/temperature {text}: a number is expected") from None
+        changed.sampling().check()
+        self.settings = changed
+        print(f"temperature {changed.temperature}")
+
+    def _speed(self, _: str) -> None:
+        self.settings = replace(self.settings, speed=not self.settings.speed)
+        print(f"tokens a second are {'' if self.settings.speed else 'not '}shown")
+
+    def _whole(self) -> list[dict[str, Any]]:
+        return [*([{"role": "system", "content": self.system}] if self.system else []), *self.messages]
+
+    def _save(self, file: str) -> None:
+        if not file or not self.messages:
+            raise UserError("/save FILE writes the conversation down, once something was said")
+        path = Path(file).expanduser()
+        try:
+            path.write_text(json.dumps({"messages": self._whole()}, ensure_ascii=False) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"{path} cannot be written ({error.strerror})") from None
+        print(f"wrote {path}")
+
+    def _load(self, file: str) -> None:
+        from nanochat.data.conversation_file import ConversationFile
+
+        messages = list(ConversationFile(Path(file).expanduser())[0]["messages"])
+        self.system = messages.pop(0)["content"] if messages[0]["role"] == "system" else ""
+        if messages[-1]["role"] == "user":
+            messages.pop()
+        self.messages = messages
+        print(f"going on after {len(messages)} messages")
+
+    def ask(self, question: str) -> None:
+        """Ask, and show the answer as it comes; both become part of the conversation."""
+        from nanochat.engine.batch import turn_ends
+        from nanochat.tokenizer.conversation import Renderer, parts_of
+
+        self.messages.append({"role": "user", "content": question})
+        renderer = Renderer(self.engine.tokenizer)
+        prompt = renderer.prompt({"messages": self._whole()})
+        if len(prompt) >= self.engine.context:
+            tokens = len(prompt)
+            self.messages.pop()
+            raise UserError(
+                f"the conversation has {tokens:,} tokens with this, the model takes {self.engine.context:,}: /clear begins anew"
+            )
+        ids = self._show(prompt, turn_ends(self.engine.tokenizer), tools=True)
+        parts = parts_of(self.engine.tokenizer, ids)
+        if any(part["text"] for part in parts):
+            self.messages.append({"role": "assistant", "content": parts})
+        else:
+            self.messages.pop()
+
+    def go_on(self, text: str) -> None:
+        """Show a text and what a base model says next."""
+        tokenizer = self.engine.tokenizer
+        sys.stdout.write(text)
+        prompt = [tokenizer.bos_id, *tokenizer.encode(text)]
+        self._show(prompt[-(self.engine.context - 1) :], frozenset({tokenizer.bos_id}), tools=False)
+
+    def _show(self, prompt: list[int], stops: frozenset[int], tools: bool) -> list[int]:
+        """Stream an answer; Ctrl-C stops it. Returns its tokens."""
+        from nanochat.engine.text import TextStream
+
+        s = self.settings
+        text, kind = TextStream(self.engine.tokenizer), "text"
+        started = time.perf_counter()
+        one = self.engine.add(prompt, s.max_tokens, s.sampling(), stops=stops, tools=tools)
+
+        def show(pieces: list[Any]) -> None:
+            nonlocal kind
+            for piece in pieces:
+                if piece.kind != kind:
+                    sys.stdout.write(_border(kind, piece.kind))
+                    kind = piece.kind
+                sys.stdout.write(piece.text)
+            sys.stdout.flush()
+
+        with _interruptible() as stopped:
+            for ids in self.engine.stream(one):
+                show(text.push(ids))
+                if stopped():
+                    self.engine.cancel(one)
+                    break
+        show(text.finish())
+        sys.stdout.write(_border(kind, "text") + "\n")
+        if s.speed:
+            seconds = time.perf_counter() - started
+            print(_dim(f"{len(one.ids)} tokens, {len(one.ids) / seconds:.1f} a second"))
+        return list(one.ids)
+
+
+def _dim(text: str) -> str:
+    return f"{DIM}{text}{PLAIN}" if sys.stdout.isatty() else text
+
+
+def _border(before: str, after: str) -> str:
+    """What stands between two kinds of text."""
+    if (before, after) == ("python", "python_output"):
+        return " = "
+    return ("] " if before != "text" else "") + {"python": "[calculator: ", "python_output": "[= "}.get(after, "")
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Within it the first Ctrl-C only sets what is returned; a second one leaves."""
+    asked = [False]
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if asked[0]:
+            raise KeyboardInterrupt
+        asked[0] = True
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: asked[0]
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def _history() -> Iterator[None]:
+    """Line editing, with the lines of earlier sessions."""
+    try:
+        import readline
+    except ImportError:  # a Python that was built without it
+        yield
+        return
+    path = base_dir() / "chat_history"
+    with contextlib.suppress(OSError):
+        readline.read_history_file(path)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            readline.set_history_length(1000)
+            readline.write_history_file(path)
