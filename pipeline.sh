@@ -155,4 +155,4 @@ stage "report" python -m scripts.report --model_tag="$TAG"
 
 echo
 echo "done in $((SECONDS / 60)) min $((SECONDS % 60)) s. The models: $RUN/{base,mid,sft,rl}/model (transformers opens them); how it went: cat report.md"
-echo "next: source .venv/bin/activate && python -m scripts.chat_cli -p \"How many r are in strawberry?\""
+echo "next: source .venv/bin/activate && python -m scripts.chat_web, or python -m scripts.chat_cli"

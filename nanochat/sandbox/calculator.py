@@ -12,7 +12,8 @@ MAX_RESULT_CHARS = 200
 MAX_BITS = 3_000  # of an integer, some 900 digits
 MAX_STRING_CHARS = 2_000
 MAX_DEPTH = 50
-DIGITS = 10  # significant, of a result that is no whole number; more where its whole part alone has as many
+DIGITS = 10  # significant, of a result that goes on; more where its whole part alone has as many
+EXACT_DIGITS = 12  # a decimal that ends within these is shown whole
 
 THOUSANDS = re.compile(r"(?<![\w.])\d{1,3}(?:,\d{3})+(?![\d,])")
 
@@ -58,8 +59,12 @@ def _shown(value: Value) -> str:
     if isinstance(value, float):
         if value != value or value in (float("inf"), float("-inf")):
             raise CalculatorError("too large")
+        if value.is_integer() and abs(value) < 1e15:
+            return str(int(value))
+        if (exact := f"{value:.{EXACT_DIGITS}g}") == f"{value:.15g}":
+            return exact
         digits = min(17, max(DIGITS, len(str(int(abs(value)))) + 2))
-        return str(int(value)) if value.is_integer() and abs(value) < 1e15 else f"{value:.{digits}g}"
+        return f"{value:.{digits}g}"
     if isinstance(value, int) and value.bit_length() > MAX_RESULT_CHARS * 4:
         raise CalculatorError("too large")
     return str(value)

@@ -19,8 +19,8 @@ def _blocks(text: str) -> Iterator[tuple[str, str]]:
     indent = ""
     for line in [*text.split("\n"), "```"]:
         word = line.strip()
-        if language is None and word.startswith("```"):
-            language, lines, indent = word.strip("`").lower().split(" ")[0], [], line[: line.index("`")]
+        if language is None and word.startswith("```") and "`" not in word.lstrip("`"):
+            language, lines, indent = word.lstrip("`").strip().lower().split(" ")[0], [], line[: line.index("`")]
         elif language is not None:
             lines.append(line.removeprefix(indent))
             if word.endswith("```"):
@@ -33,8 +33,9 @@ def extract_program(prompt: str, reply: str, entry_point: str) -> str:
     """The program that a reply means: the whole function, or the body that goes on after the prompt, with or without a code block."""
     define = re.compile(rf"^[ \t]*(?:async[ \t]+)?def[ \t]+{re.escape(entry_point)}\b", re.MULTILINE)
     reply = reply.replace("\r\n", "\n")
-    blocks = [code for language, code in _blocks(reply) if language in PYTHON]
-    code = next(filter(define.search, blocks), blocks[0] if blocks else reply)
+    blocks = list(_blocks(reply))
+    fallback = next((code for language, code in blocks if language in PYTHON), reply)
+    code = next((code for _, code in blocks if define.search(code)), fallback)
     if not define.search(code):
         return prompt + code
     starts = [found.start() for found in define.finditer(prompt)]
@@ -45,10 +46,11 @@ def extract_program(prompt: str, reply: str, entry_point: str) -> str:
 def check_program(prompt: str, reply: str, test: str, entry_point: str, *, allow_unsafe: bool = False) -> Outcome:
     """Run the reply's program, then the problem's `check` on it; passed when no assertion fails.
 
-    Both share a process, so a reply that sets out to deceive the check can; one that merely leaves early cannot.
+    A reply that leaves early does not pass. But it shares a process with the check: one that goes through its memory (gc, ctypes), or
+    gives values that equal everything, can still deceive it.
     Raises SandboxUnavailable where nothing may be run.
     """
-    done = secrets.token_hex(16)  # or a reply that leaves early, with status 0, would pass
-    program = f"{extract_program(prompt, reply, entry_point)}\n\n{test}\n\ncheck({entry_point})\nprint('\\n{done}')\n"
-    outcome = run_python(program, timeout_s=TIMEOUT_S, allow_unsafe=allow_unsafe)
-    return outcome if outcome.stdout.endswith(f"\n{done}\n") or not outcome.passed else replace(outcome, status="failed")
+    ending = secrets.token_hex(16)
+    program = f"{extract_program(prompt, reply, entry_point)}\n\n{test}\n\ncheck({entry_point})\n"
+    outcome = run_python(program, timeout_s=TIMEOUT_S, ending=ending, allow_unsafe=allow_unsafe)
+    return outcome if outcome.stdout.endswith(ending) or not outcome.passed else replace(outcome, status="failed")

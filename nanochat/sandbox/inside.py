@@ -7,16 +7,25 @@ import ctypes
 import json
 import os
 import resource
+import signal
 import sys
 import types
 
-PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 38, 22, 2
+PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 1, 38, 22, 2
 
 
 class Filter(ctypes.Structure):
     """struct sock_fprog of <linux/filter.h>."""
 
     _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_char_p))
+
+
+def die_with(parent: int) -> None:
+    """By the kernel: killed when the starting process is. parent: its number, 0 where another stands between."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if parent and os.getppid() != parent:  # it was killed before that
+        sys.exit(1)
 
 
 def limit(cpu_s: int, memory_bytes: int, output_bytes: int) -> None:
@@ -50,9 +59,24 @@ def forbid(instructions: bytes) -> None:
         raise OSError(ctypes.get_errno(), "the system-call filter was refused")
 
 
+def run(program: str) -> types.ModuleType:
+    """The module that the program makes; it is not __main__: what it does only when started is left out."""
+    module = sys.modules["program"] = types.ModuleType("program")
+    exec(compile(program, "<program>", "exec"), module.__dict__)
+    return module
+
+
+def say(ending: str, after: types.ModuleType) -> None:
+    """Print the ending, past whatever the program has made of sys.stdout."""
+    if sys.stdout is not sys.__stdout__:
+        sys.stdout.flush()
+    print(ending, end="", file=sys.__stdout__, flush=True)
+
+
 def main() -> None:
-    """Read the orders and the program, cage this process, run."""
+    """Read the orders and the program, cage this process, run, say the ending."""
     orders = json.loads(sys.stdin.buffer.readline())
+    die_with(orders["parent"])
     program = sys.stdin.buffer.read().decode()
     sys.stdin.close()
     limit(orders["cpu_s"], orders["memory_bytes"], orders["output_bytes"])
@@ -62,10 +86,7 @@ def main() -> None:
         forbid(bytes.fromhex(orders["filter"]))
     for name in ("ctypes", "py_landlock", "resource"):
         sys.modules.pop(name, None)
-    module = sys.modules["program"] = types.ModuleType("program")  # not __main__: what a program does only when started is left out
-    code = compile(program, "<program>", "exec")
-    del program, orders
-    exec(code, module.__dict__)
+    say(orders.pop("ending"), run(program))  # as an argument it is in no frame's f_locals while the program runs
 
 
 if __name__ == "__main__":

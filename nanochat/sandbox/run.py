@@ -31,7 +31,7 @@ FORBIDDEN_CALLS = (
     # processes and threads, and what one process can do to another
     "fork vfork clone clone3 execve execveat kill tkill tgkill rt_sigqueueinfo rt_tgsigqueueinfo ptrace process_vm_readv process_vm_writev "
     "pidfd_open pidfd_send_signal pidfd_getfd kcmp process_madvise setns unshare setsid setpgid setpriority sched_setaffinity "
-    "setrlimit prlimit64 personality "
+    "setrlimit prlimit64 personality prctl "
     # the network and what stands for it
     "socket socketpair connect bind listen accept accept4 sendto sendmsg sendmmsg io_uring_setup io_uring_enter io_uring_register "
     # changes to files that Landlock does not see, and shared memory
@@ -44,6 +44,8 @@ FORBIDDEN_CALLS = (
     "settimeofday clock_settime adjtimex clock_adjtime syslog acct quotactl nfsservctl iopl ioperm modify_ldt vhangup lookup_dcookie "
     "capset setuid setgid setreuid setregid setresuid setresgid setgroups setfsuid setfsgid"
 )
+# setxattrat, removexattrat, open_tree_attr, file_setattr: libseccomp may not know them yet, and they are the same everywhere
+FORBIDDEN_NUMBERS = (463, 466, 467, 469)
 
 
 class SandboxUnavailable(UserError):
@@ -71,13 +73,15 @@ def run_python(
     timeout_s: float = 5.0,
     memory_mib: int = 512,
     output_bytes: int = 64 * 1024,
+    ending: str = "",
     allow_unsafe: bool = False,
     mechanism: Mechanism | None = None,
 ) -> Outcome:
     """Run a Python program in a cage; when this returns, nothing of it runs any more. Several threads may call it at once.
 
     It sees the standard library and no other file, writes none, has no network, starts no process, and has `timeout_s` seconds,
-    `memory_mib` of address space and `output_bytes` for each of its outputs. mechanism: for tests; default the best there is.
+    `memory_mib` of address space and `output_bytes` for each of its outputs. ending: printed once the program has run to its end, and
+    not where it leaves early. mechanism: for tests; default the best there is.
     Raises SandboxUnavailable where there is none, unless allow_unsafe.
     """
     mechanism = mechanism or available()
@@ -90,6 +94,8 @@ def run_python(
         _warn_unsafe()
         mechanism = "unsafe"
     orders = {
+        "parent": os.getpid() if mechanism in ("landlock", "unsafe") else 0,
+        "ending": ending,
         "cpu_s": int(timeout_s) + 1,
         "memory_bytes": memory_mib * MIB,
         "output_bytes": output_bytes,
@@ -168,12 +174,14 @@ def _prefix(mechanism: Mechanism) -> list[str]:
             *binds, "--remount-ro", "/", "--chdir", "/",  # no /proc: root may write to /proc/sys in any namespace
         ]
         # fmt: on
-    if mechanism == "unsafe":
+    if mechanism in ("landlock", "unsafe"):
         return []
-    outlive = [setpriv, "--pdeathsig", "KILL"] if (setpriv := shutil.which("setpriv")) else []  # nothing outlives a killed parent
-    if mechanism == "landlock":
-        return outlive
-    return [*outlive, str(shutil.which("unshare")), "--user", "--net", "--ipc", "--uts", "--pid", "--mount", "--fork", "--kill-child"]
+    # fmt: off
+    return [
+        str(shutil.which("setpriv")), "--pdeathsig", "KILL",  # a killed parent takes unshare with it, and that its child
+        str(shutil.which("unshare")), "--user", "--net", "--ipc", "--uts", "--pid", "--mount", "--fork", "--kill-child",
+    ]
+    # fmt: on
 
 
 @functools.cache
@@ -182,9 +190,9 @@ def _filter() -> bytes:
     import pyseccomp
 
     rules = pyseccomp.SyscallFilter(pyseccomp.ALLOW)
-    for name in FORBIDDEN_CALLS.split():
+    for call in (*FORBIDDEN_CALLS.split(), *FORBIDDEN_NUMBERS):
         try:
-            rules.add_rule(pyseccomp.ERRNO(1), name)
+            rules.add_rule(pyseccomp.ERRNO(1), call)
         except (OSError, ValueError):  # a call that this architecture or libseccomp does not have
             continue
     with tempfile.TemporaryFile() as file:
@@ -213,21 +221,21 @@ def mechanisms() -> Sequence[Mechanism]:
         return ()
     found: list[Mechanism] = ["bubblewrap"] if shutil.which("bwrap") else []
     if _packages():
-        found += ["namespaces", "landlock"] if shutil.which("unshare") else ["landlock"]
+        found += ["namespaces", "landlock"] if shutil.which("unshare") and shutil.which("setpriv") else ["landlock"]
     return found
 
 
 PROBE = """
 import os, socket
-def refused(what):
+def refused(what, error=OSError):
     try:
         what()
-    except OSError:
+    except error:
         return True
     return False
 assert refused(lambda: socket.socket()) and refused(os.fork) and refused(lambda: open("/etc/passwd"))
 assert refused(lambda: open("/tmp/x", "w")) and refused(lambda: os.kill(os.getppid(), 0))
-assert refused(lambda: os.truncate("/tmp/x", 0))
+assert refused(lambda: os.truncate("/no/such/file", 0), PermissionError)
 assert refused(lambda: os.open("/proc/sys/kernel/core_pattern", os.O_WRONLY))
 """
 

@@ -43,6 +43,8 @@ PROMPT = "from typing import List\n\n\ndef double(x: int) -> int:\n    '''Twice 
         "For example:\n```python\nprint(double(3))\n```\nwith:\n```py\ndef double(x):\n    return 2 * x\n```",
         "1. So:\n   ```python\n   def double(x):\n       return 2 * x\n   ```\n",
         "```python\nfrom __future__ import annotations\ndef double(x: Sum) -> Sum:\n    return 2 * x```",
+        "```double``` is short:\n```python\ndef double(x):\n    return 2 * x\n```",
+        "```python3.11\ndef double(x):\n    return 2 * x\n```",
         "def double(x):\n    return 2 * x\n\nif __name__ == '__main__':\n    raise SystemExit(input())",
     ],
 )
@@ -66,3 +68,25 @@ def test_a_reply_that_ends_the_process_does_not_pass() -> None:
     problem = PROBLEMS[0]
     for reply in ("    import os; os._exit(0)\n", "    raise SystemExit(0)\n", "    pass\nexit()\n", "    return 1 / 0\n"):
         assert not check_program(problem["prompt"], reply, problem["test"], problem["entry_point"]).passed
+
+
+THIEF = """\
+import os, re, sys
+def {name}(*args):
+    frame, seen = sys._getframe(), []
+    while frame:
+        seen += [frame.f_locals, frame.f_globals, frame.f_code.co_consts]
+        seen += [value.co_consts for value in frame.f_locals.values() if hasattr(value, "co_consts")]
+        frame = frame.f_back
+    for found in re.findall(r"\\b[0-9a-f]{{32}}\\b", repr(seen).replace("\\\\n", " ")):
+        print("\\n" + found, end="", flush=True)
+    os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("when", ["when it is called", "at once"])
+def test_no_frame_gives_away_how_a_passing_check_ends(when: str) -> None:
+    problem = PROBLEMS[0]
+    reply = THIEF.format(name=problem["entry_point"]) + (f"{problem['entry_point']}()\n" if when == "at once" else "")
+    outcome = check_program(problem["prompt"], reply, problem["test"], problem["entry_point"])
+    assert (outcome.status, outcome.stdout) == ("failed", "")

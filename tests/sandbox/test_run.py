@@ -2,6 +2,7 @@
 
 import ctypes
 import ctypes.util
+import json
 import os
 import socket
 import subprocess
@@ -49,6 +50,8 @@ def test_a_program_runs_and_its_outputs_come_back(cage: Mechanism) -> None:
     assert caged("import sys; sys.exit(3)", cage).status == "failed"
 
 
+NEWER_CALL = "import ctypes; libc = ctypes.CDLL(None, use_errno=True); libc.syscall(463, 0, 0, 0, 0, 0, 0); assert ctypes.get_errno() != 1"
+
 ESCAPES = {
     "a socket": "import socket; socket.create_connection(('127.0.0.1', {port}), 1)",
     "a unix socket": "import socket; socket.socket(socket.AF_UNIX)",
@@ -62,6 +65,8 @@ ESCAPES = {
     "removing the user's file": "import os; os.remove({secret!r})",
     "emptying the user's file": "import os; os.truncate({secret!r}, 0)",
     "the kernel's settings": "import os; os.open('/proc/sys/kernel/core_pattern', os.O_WRONLY)",
+    "a limit on living without its parent": "import ctypes; assert ctypes.CDLL(None).prctl(1, 0, 0, 0, 0) == 0",
+    "a newer call that changes files": NEWER_CALL,
     "changing its rights": "import os; os.chmod({secret!r}, 0)",
     "a link to it": "import os; os.symlink({secret!r}, '/tmp/link'); open('/tmp/link')",
     "a process": "import os; os.fork()",
@@ -101,7 +106,16 @@ def test_the_same_attempts_succeed_without_a_cage(tmp_path: Path) -> None:
     """Or the test above would prove nothing."""
     secret = tmp_path / "secret.txt"
     secret.write_text("secret")
-    for what in ("the password file", "a file of the user", "the repository", "a process", "writing here", "a thread", "a command"):
+    for what in (
+        "the password file",
+        "a file of the user",
+        "the repository",
+        "a process",
+        "writing here",
+        "a thread",
+        "a command",
+        "a newer call that changes files",
+    ):
         program = ESCAPES[what].format(port=1, secret=str(secret), readme=str(ROOT / "README.md"))
         assert run_python(program, mechanism="unsafe").passed, what
 
@@ -145,6 +159,21 @@ def test_nothing_outlives_a_killed_parent(cage: Mechanism) -> None:
     parent.kill()
     parent.wait()
     assert wait_for(False)
+
+
+def test_a_cage_whose_parent_is_gone_does_not_begin() -> None:
+    orders = {"parent": 1, "ending": "", "cpu_s": 5, "memory_bytes": 1 << 29, "output_bytes": 1 << 16, "readable": [], "filter": ""}
+    finished = subprocess.run(run_module._python(), input=json.dumps(orders).encode() + b"\nprint('begun')", capture_output=True)
+    assert (finished.returncode, finished.stdout) == (1, b"")
+
+
+def test_an_ending_is_printed_only_at_the_end(cage: Mechanism) -> None:
+    def printed(program: str) -> str:
+        return run_python(program, ending="end", mechanism=cage).stdout
+
+    assert printed("import sys, io; print('a'); sys.stdout = io.StringIO()") == "a\nend"
+    for early in ("import os; os._exit(0)", "raise SystemExit(0)", "1 / 0"):
+        assert printed(early) == ""
 
 
 def test_several_at_once(cage: Mechanism) -> None:

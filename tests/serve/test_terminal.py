@@ -15,36 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, World, wrong_request
-
-TALK = [
-    {"messages": [{"role": "user", "content": f"Say {word}."}, {"role": "assistant", "content": f"{word}!"}]}
-    for word in ("yes", "no", "maybe")
-]
-CALL = [{"type": "python", "text": "6*7"}, {"type": "python_output", "text": "42"}, {"type": "text", "text": "42!"}]
-LONG = " ".join(["and so on"] * 40)
-
-
-@pytest.fixture(scope="module")
-def talking(world: World, tmp_path_factory: pytest.TempPathFactory) -> World:
-    """The world with a chat model that knows a few answers by heart."""
-    file: Path = tmp_path_factory.mktemp("talk") / "talk.jsonl"
-    calls = {"messages": [{"role": "user", "content": "What is 6*7?"}, {"role": "assistant", "content": CALL}]}
-    long = {"messages": [{"role": "user", "content": "Go on."}, {"role": "assistant", "content": LONG}]}
-    file.write_text("".join(json.dumps(one) + "\n" for one in [*TALK, calls, long] * 4))
-    base = (
-        "--depth=2",
-        "--max_seq_len=192",
-        "--device_batch_size=4",
-        "--total_batch_size=768",
-        "--num_iterations=1",
-        "--model_tag=talking",
-    )
-    quiet = ("--precision=fp32", "--no-compile", "--eval_every=-1", "--sample_every=-1", "--save_every=-1")
-    sft = ("--tasks=none", f"--conversations={file}", "--num_iterations=60", "--init_lr_frac=1", "--warmdown_ratio=0.3", "--source=base")
-    for command in (("scripts.base_train", *base, *quiet), ("scripts.chat_sft", *sft, *quiet)):
-        finished = world.run(*command)
-        assert finished.returncode == 0, finished.stderr
-    return world
+from tests.serve.conftest import CALL
 
 
 class Terminal:
@@ -52,7 +23,7 @@ class Terminal:
 
     def __init__(self, world: World, *args: str):
         self.master, slave = pty.openpty()
-        command = world.arguments("scripts.chat_cli", "--model_tag=talking", "-t", "0", *args)
+        command = world.arguments("scripts.chat_cli", "--model_tag=talking", "-t", "0", "-m", "1000", *args)
         self.process = subprocess.Popen(
             command, cwd=ROOT, env=world.environment(TERM="dumb"), stdin=slave, stdout=slave, stderr=slave, start_new_session=True
         )
@@ -134,18 +105,25 @@ def test_a_conversation_in_a_terminal(terminal: Terminal, tmp_path: Path) -> Non
     terminal.until("going on after 2 messages")
     terminal.type("/load /no/such.jsonl")
     terminal.until("error: .*No such file")
-    terminal.type("x " * 400)
-    terminal.until("error: the conversation has .* the model takes 192: /clear")
+    terminal.type("x " * 1500)
+    terminal.until("error: the conversation has .* the model takes 1,024: /clear")
     terminal.type("/quit")
     assert terminal.status() == 0
 
 
 def test_an_interrupt_stops_the_answer_and_another_one_leaves(terminal: Terminal) -> None:
+    terminal.type("/speed")
+    terminal.until("are shown.*> $")
+    terminal.type("/temperature 9")  # it rambles, to the end of the context
+    terminal.until("temperature 9.*> $")
     terminal.type("Go on.")
-    terminal.until("and so on and")
+    terminal.until("Go on.\\r\\n.")
     os.killpg(terminal.process.pid, signal.SIGINT)
-    shown = terminal.until("> $")
-    assert len(shown) < len(LONG)
+    said = re.search(r"(\d+) tokens, ", terminal.until(r"\d+ tokens, .*> $"))
+    assert said
+    assert int(said[1]) < 900
+    terminal.type("/temperature 0")
+    terminal.until("temperature 0.*> $")
     terminal.type("/clear")
     terminal.until("a new conversation")
     terminal.type("Say maybe.")
@@ -166,6 +144,6 @@ def test_wrong_requests(world: World, talking: World, tmp_path: Path) -> None:
         (("-m", "0", "-p", "x"), ("--max_tokens=0",)),
         (("-i", "best", "-p", "x"), ("--source=best",)),
         (("-i", "base", "--model_tag=talking"), ("no question",)),
-        (("-p", "word " * 500, "--model_tag=talking"), ("tokens", "192")),
+        (("-p", "word " * 900, "--model_tag=talking"), ("tokens", "1,024")),
     ):
         wrong_request(world.run("scripts.chat_cli", *args, HF_ENDPOINT="http://127.0.0.1:9"), *words)

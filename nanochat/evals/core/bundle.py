@@ -58,8 +58,14 @@ def open_bundle(directory: Path) -> list[CoreTask]:
         return [_task(directory, entry, chances) for entry in listed]
     except FileNotFoundError as error:
         raise UserError(f"the bundle {directory} is not whole: {error.filename} is missing") from None
-    except (yaml.YAMLError, RecursionError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged, or no list of tasks under icl_tasks ({error!r})") from None
+    except OSError as error:
+        raise UserError(f"the bundle {directory} cannot be read: {error.filename}: {error.strerror}") from None
+    except csv.Error as error:
+        raise UserError(f"{directory / META_FILE} is damaged: {error}") from None
+    except KeyError as error:
+        raise UserError(f"{path}: {error} is missing") from None
+    except (yaml.YAMLError, RecursionError, TypeError, ValueError):
+        raise UserError(f"{path} is damaged, or no list of tasks under icl_tasks") from None
 
 
 def _chances(path: Path) -> dict[str, float]:
@@ -87,8 +93,11 @@ def _task(directory: Path, entry: dict[str, Any], chances: dict[str, float]) -> 
         raise UserError(f"{directory / META_FILE}: the baseline of {name}, {chances[name]:.0%}, is not between 0 and 100 %")
     shots, uri = entry.get("num_fewshot", 0), entry["dataset_uri"]
     shots = shots[0] if isinstance(shots, list) and shots else shots
-    if not isinstance(shots, int) or shots < 0:
+    if type(shots) is not int or shots < 0:
         raise UserError(f"{where}: num_fewshot of {name} is {shots!r}, no number of solved questions")
+    delimiter = entry.get("continuation_delimiter", " ")
+    if not isinstance(delimiter, str):
+        raise UserError(f"{where}: continuation_delimiter of {name} is {delimiter!r}, no text")
     path = directory / DATA_DIR / str(uri)
     if not path.is_file() and path.exists():
         raise UserError(f"{where}: dataset_uri of {name} is {uri!r}, no file of questions")
@@ -100,14 +109,15 @@ def _task(directory: Path, entry: dict[str, Any], chances: dict[str, float]) -> 
             try:
                 line.encode()
                 question = READERS[kind](json.loads(line))
+                "".join((*question.contexts, *question.continuations)).encode()
             except UnicodeEncodeError:
                 raise UserError(f"{path}, line {number}: no text in UTF-8") from None
-            except RecursionError:
-                raise UserError(f"{path}, line {number}: no question of type {kind}") from None
             except json.JSONDecodeError as error:
                 raise UserError(f"{path}, line {number}: no JSON ({error.msg})") from None
-            except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
-                raise UserError(f"{path}, line {number}: no question of type {kind} ({error!r})") from None
+            except KeyError as error:
+                raise UserError(f"{path}, line {number}: no question of type {kind}, {error} is missing") from None
+            except (TypeError, AttributeError, ValueError, RecursionError):
+                raise UserError(f"{path}, line {number}: no question of type {kind}") from None
             if not 0 <= question.gold < len(question.contexts):
                 raise UserError(
                     f"{path}, line {number}: answer key {question.gold} is out of range, there are {len(question.contexts)} choices"
@@ -115,17 +125,24 @@ def _task(directory: Path, entry: dict[str, Any], chances: dict[str, float]) -> 
             questions.append(question)
     if len(questions) <= shots:
         raise UserError(f"{path}: {len(questions)} questions are too few for {shots} solved ones before each")
-    return CoreTask(name, kind, shots, entry.get("continuation_delimiter", " "), chances[name], questions)
+    return CoreTask(name, kind, shots, delimiter, chances[name], questions)
+
+
+def _of(row: dict[str, Any], name: str, kind: type) -> Any:
+    """A field of a row. Raises KeyError where it is missing, TypeError where it is of another type."""
+    if type(row[name]) is not kind:
+        raise TypeError(name)
+    return row[name]
 
 
 def _multiple_choice(row: dict[str, Any]) -> Question:
-    choices = tuple(str(choice) for choice in row["choices"])
-    return Question((row["query"].strip(),) * len(choices), choices, int(row["gold"]))
+    choices = tuple(str(choice) for choice in _of(row, "choices", list))
+    return Question((row["query"].strip(),) * len(choices), choices, _of(row, "gold", int))
 
 
 def _schema(row: dict[str, Any]) -> Question:
-    contexts = tuple(context.strip() for context in row["context_options"])
-    return Question(contexts, (row["continuation"].strip(),) * len(contexts), int(row["gold"]))
+    contexts = tuple(context.strip() for context in _of(row, "context_options", list))
+    return Question(contexts, (row["continuation"].strip(),) * len(contexts), _of(row, "gold", int))
 
 
 def _language_modeling(row: dict[str, Any]) -> Question:

@@ -64,12 +64,14 @@ def _unpack(archive: Path, place: Path) -> None:
         with zipfile.ZipFile(archive) as opened:
             if sum(member.file_size for member in opened.infolist()) > MAX_BYTES:
                 raise UserError(f"{archive} unpacks to more than {MAX_BYTES / 1e9:.0f} GB: that is no bundle of questions")
+            if not {member.compress_type for member in opened.infolist()} <= {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
+                raise zipfile.BadZipFile("its compression is none that bundles have")
             if broken := opened.testzip():
                 raise UserError(f"{archive} is damaged at {broken}: fetch it again")
             with atomic_path(place) as aside:
                 opened.extractall(aside)  # which leaves out `..` and roots of paths
                 open_bundle(_inner(aside))
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:  # what zipfile says of damage
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:  # what zipfile says of damage
         raise UserError(f"{archive} is no whole zip ({error}): fetch it again") from None
 
 

@@ -55,9 +55,12 @@ def test_what_is_wrong_in_a_bundle_is_named(bundle: Path) -> None:
     change(data, 3, gold=4)
     with pytest.raises(UserError, match=r"opposites\.jsonl, line 3: answer key 4 is out of range, there are 4 choices"):
         open_bundle(bundle)
-    change(data, 3, gold="x")
-    with pytest.raises(UserError, match="line 3: no question of type multiple_choice"):
-        open_bundle(bundle)
+    for wrong in ({"gold": "secret"}, {"gold": 1.5}, {"gold": float("inf")}, {"gold": None}, {"choices": "secret"}, {"query": 5}):
+        original = data.read_text()
+        change(data, 3, **{"gold": 0, **wrong})
+        with pytest.raises(UserError, match=r"opposites\.jsonl, line 3: no question of type multiple_choice$"):
+            open_bundle(bundle)
+        data.write_text(original)
     data.write_text(data.read_text().replace(data.read_text().splitlines()[4], "{half"))
     change(data, 3, gold=0)
     with pytest.raises(UserError, match=r"opposites\.jsonl, line 5: no JSON"):
@@ -66,7 +69,8 @@ def test_what_is_wrong_in_a_bundle_is_named(bundle: Path) -> None:
     for line, word in (
         (good.encode() + b"\xff", "no text in UTF-8"),
         (b"[" * 100_000, "no question"),
-        (b'{"gold": Infinity}', "no question"),
+        (b'{"gold": 0}', "no question of type multiple_choice, 'choices' is missing"),
+        (json.dumps({**json.loads(good), "query": "\ud800"}).encode(), "no text in UTF-8"),
     ):
         data.write_bytes(good.encode() + b"\n" + line + b"\n")
         with pytest.raises(UserError, match=rf"opposites\.jsonl, line 2: {word}") as refused:
@@ -86,6 +90,12 @@ def test_what_is_wrong_in_a_bundle_is_named(bundle: Path) -> None:
         ("core.yaml", "num_fewshot: [2]", "num_fewshot: []", "num_fewshot of"),
         ("core.yaml", "num_fewshot: [2]", "num_fewshot: few", "num_fewshot of .* 'few'"),
         ("core.yaml", "dataset_uri: opposites.jsonl", "dataset_uri: ''", "dataset_uri of"),
+        ("core.yaml", "dataset_uri: opposites.jsonl", "dataset_uri: " + "x" * 300, "x: File name too long"),
+        ("core.yaml", "dataset_uri: opposites.jsonl", 'dataset_uri: "a\\0"', "damaged"),
+        ("core.yaml", "continuation_delimiter: ' '", "continuation_delimiter: null", "continuation_delimiter of opposites is None"),
+        ("core.yaml", "label: opposites", "name: opposites", "'label' is missing"),
+        ("core.yaml", "label: opposites", "label: 2020-99-99", r"core\.yaml is damaged"),
+        ("eval_meta_data.csv", "opposites,", "x" * 200_000 + ",", r"eval_meta_data\.csv is damaged"),
         ("core.yaml", "icl_tasks:", "icl_tasks: []\nothers:", "no list of tasks"),
         ("core.yaml", "icl_tasks:", "icl_tasks: " + "[" * 5_000, "damaged"),
         ("eval_meta_data.csv", "opposites,", "opposites\n", "is no number"),
@@ -101,6 +111,9 @@ def test_what_is_wrong_in_its_lists_is_named(file: str, old: str, new: str, word
         open_bundle(bundle)
     (bundle / file).unlink()
     with pytest.raises(UserError, match=f"{file} is missing"):
+        open_bundle(bundle)
+    (bundle / file).mkdir()
+    with pytest.raises(UserError, match=rf"{file}: Is a directory"):
         open_bundle(bundle)
 
 
@@ -162,6 +175,10 @@ def test_a_damaged_zip_is_no_traceback(served: str, tmp_path: Path, monkeypatch:
         except UserError:
             refused += 1
     assert refused > 30
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_BZIP2) as new:
+        new.writestr("core.yaml", "icl_tasks: []")
+    with pytest.raises(UserError, match="its compression is none"):
+        bundle_directory(str(packed))
 
 
 def test_a_bundle_is_given_as_a_directory_or_a_zip(bundle: Path, served: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

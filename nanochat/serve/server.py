@@ -1,0 +1,121 @@
+"""Serving a model over HTTP."""
+
+import json
+import os
+import socket
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from nanochat.common.console import say, warn
+from nanochat.common.errors import UserError
+from nanochat.serve.settings import TalkSettings
+
+GRACE_S = 10
+
+
+@dataclass(frozen=True)
+class WebSettings(TalkSettings):
+    """Serve a chat model: the page, and an API in OpenAI's shape."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 for every one, which others can then reach."""
+    port: Annotated[int, tyro.conf.arg(aliases=["-p"])] = 8000
+    """Port to listen on."""
+    api_key: str = ""
+    """Key that requests must bring. Default: NANOCHAT_API_KEY, else none."""
+    num_gpus: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 1
+    """GPUs to serve from, a copy of the model on each."""
+    max_rows: int = 64
+    """Answers that a copy of the model makes at once."""
+    max_queue: int = 256
+    """Answers that are made or wait, at most; more are refused with 503."""
+    max_per_client: int = 64
+    """As many for one address; more are refused with 429."""
+    max_body_mib: float = 4.0
+    """Largest request."""
+    log_conversations: str = ""
+    """File to keep conversations in, as .jsonl that training reads. Default: none is kept."""
+
+    def check(self) -> None:
+        """Raises UserError for a value that means nothing."""
+        super().check()
+        for name in ("num_gpus", "max_rows", "max_queue", "max_per_client"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name}={getattr(self, name)}: must be 1 or more")
+        if not 0 <= self.port <= 65535:
+            raise UserError(f"--port={self.port}: must be between 0 and 65535")
+        if self.max_body_mib <= 0:
+            raise UserError(f"--max_body_mib={self.max_body_mib}: must be more than 0")
+
+
+def serve(settings: WebSettings) -> None:
+    """Serve until a signal asks to stop. Raises UserError for a wrong request."""
+    settings.check()
+    from nanochat.serve.load import find_directory
+
+    find_directory(settings)  # at once, where there is none
+    listening = _listen(settings.host, settings.port)
+    import torch
+    import uvicorn
+
+    from nanochat.engine.engine import Engine
+    from nanochat.serve.app import Limits, Model, Server
+    from nanochat.serve.load import open_model
+    from nanochat.serve.worker import Worker
+
+    found = torch.cuda.device_count()
+    if settings.num_gpus > max(1, found):
+        raise UserError(f"--num_gpus={settings.num_gpus}: this machine has {found}")
+    workers: list[Worker] = []
+    for number in range(settings.num_gpus):
+        device = torch.device("cuda", number) if found else torch.device("cpu")
+        model, tokenizer, name = open_model(settings, device)
+        workers.append(Worker(lambda m=model, t=tokenizer: Engine(m, t, max_rows=settings.max_rows, guesses=settings.guesses)))  # type: ignore[misc]
+    served = Model(name, tokenizer, model.config.max_seq_len, workers, settings.sampling(), settings.max_tokens, int(time.time()))
+    limits = Limits(int(settings.max_body_mib * 2**20), settings.max_queue, settings.max_per_client)
+    key = settings.api_key or os.environ.get("NANOCHAT_API_KEY", "")
+    server = Server(served, limits, key, _log(settings.log_conversations) if settings.log_conversations else None)
+    if settings.host not in ("127.0.0.1", "localhost", "::1") and not key:
+        warn(f"{settings.host} can be reached by others, and no --api_key keeps them out")
+
+    class Uvicorn(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: Any) -> None:
+            server.draining = True
+            super().handle_exit(sig, frame)
+
+    config = uvicorn.Config(server.app(), log_level="warning", timeout_graceful_shutdown=GRACE_S, server_header=False)
+    say(f"{name} is served at http://{settings.host}:{listening.getsockname()[1]}/ (API: /v1); Ctrl-C stops it")
+    Uvicorn(config).run(sockets=[listening])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket that listens. Raises UserError where the address cannot be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+    except OSError as error:
+        raise UserError(f"port {port} of {host} cannot be had ({error.strerror}): choose another by --port") from None
+    listening.listen(2048)
+    return listening
+
+
+def _log(file: str) -> Any:
+    path, lock = Path(file).expanduser(), threading.Lock()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("a").close()
+    except OSError as error:
+        raise UserError(f"--log_conversations={file}: cannot be written ({error.strerror})") from None
+
+    def keep(messages: list[dict[str, Any]]) -> None:
+        with lock, path.open("a", encoding="utf-8") as out:
+            out.write(json.dumps({"messages": messages}, ensure_ascii=False) + "\n")
+
+    return keep
