@@ -42,6 +42,7 @@ SECURITY = {
     "Referrer-Policy": "no-referrer",
 }
 RETRY_AFTER_S = "5"
+DISCARDED = 8  # times the limit of a body that are read and thrown away
 
 
 @dataclass
@@ -123,6 +124,9 @@ class Guard:
 
         said = dict(scope["headers"]).get(b"content-length", b"0")
         if said.isdigit() and int(said) > self.limit:
+            left = DISCARDED * self.limit  # a client that is cut off while it sends does not read why
+            while left > 0 and (message := await receive()).get("more_body"):
+                left -= len(message["body"])
             body = error(f"the body has {int(said):,} bytes; {self.limit:,} are taken at most", "invalid_request_error")
             await JSONResponse(body, 413)(scope, receive, guarded)
             return

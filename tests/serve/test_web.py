@@ -172,11 +172,7 @@ CHAT = "/v1/chat/completions"
     ],
 )
 def test_bad_requests_get_errors_in_openais_shape(path: str, body: Any, status: int, word: str, web: Web) -> None:
-    try:
-        got, value, headers = web.ask("POST", path, body)
-    except (ConnectionResetError, BrokenPipeError):  # cut off while it was still sending
-        assert status == 413
-        return
+    got, value, headers = web.ask("POST", path, body)
     assert got == status, value
     assert word in value["error"]["message"]
     assert set(value["error"]) == {"message", "type", "param", "code"}
