@@ -155,6 +155,10 @@ def load_config(directory: Path) -> GPTConfig:
         value = read_json(path)
         if value["model_type"] != "nanochat":
             raise UserError(f"{path}: model_type is {value['model_type']!r}; only nanochat models can be opened")
+        if value.get("num_key_value_heads", value["num_attention_heads"]) != value["num_attention_heads"]:
+            raise UserError(
+                f"{path}: {value['num_key_value_heads']} key and value heads for {value['num_attention_heads']}; as many are needed"
+            )
         return GPTConfig(
             vocab_size=value["vocab_size"],
             max_seq_len=value["max_position_embeddings"],

@@ -6,7 +6,8 @@ Written as plain JSON: neither library is needed for it. The ids equal tiktoken'
 from itertools import pairwise
 from typing import Any
 
-from nanochat.tokenizer.special import SPLIT_PATTERN
+from nanochat.common.errors import UserError
+from nanochat.tokenizer.special import SPECIAL_TOKENS, SPLIT_PATTERN
 
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
@@ -53,6 +54,27 @@ def tokenizer_json(mergeable_ranks: dict[bytes, int], special_tokens: dict[str, 
             "merges": [[spelled[left], spelled[right]] for left, right in merges(mergeable_ranks)],
         },
     }
+
+
+def ranks_of(value: dict[str, Any]) -> dict[bytes, int]:
+    """The ranks in the contents of a tokenizer.json. Raises UserError where it splits or merges otherwise, or has other special tokens."""
+    byte_of = {character: byte for byte, character in enumerate(_byte_spelling())}
+    try:
+        added = {each["content"]: each["id"] for each in value["added_tokens"]}
+        vocab = {token: rank for token, rank in value["model"]["vocab"].items() if token not in added}
+        ranks = {bytes(byte_of[character] for character in token): rank for token, rank in vocab.items()}
+        splits = [each["pattern"].get("Regex") for each in _pretokenizers(value["pre_tokenizer"]) if each["type"] == "Split"]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"it is no byte-level BPE ({error!r})") from None
+    if splits != [SPLIT_PATTERN]:
+        raise UserError("it splits text otherwise than nanochat does")
+    if added != {name: len(ranks) + i for i, name in enumerate(SPECIAL_TOKENS)}:
+        raise UserError(f"its special tokens are not nanochat's nine after the {len(ranks):,} others")
+    return ranks
+
+
+def _pretokenizers(value: dict[str, Any]) -> list[dict[str, Any]]:
+    return list(value["pretokenizers"]) if value["type"] == "Sequence" else [value]
 
 
 def tokenizer_config(tokenizer_hash: str, model_max_length: int | None) -> dict[str, Any]:

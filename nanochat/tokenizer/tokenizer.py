@@ -52,11 +52,16 @@ class Tokenizer:
 
     @classmethod
     def from_directory(cls, path: Path) -> Self:
-        """The tokenizer saved in a directory (a tokenizer's or a model's).
+        """The tokenizer saved in a directory (a tokenizer's or a model's): ours, or the tokenizer.json of a nanochat model from elsewhere.
 
-        Raises UserError, naming the file and what to do, when it is missing or damaged.
+        Raises UserError, naming the file and what to do, when it is missing, damaged or another kind of tokenizer.
         """
         ranks_path = path / RANKS_FILE
+        if not ranks_path.is_file() and (path / hf.TOKENIZER_FILE).is_file():
+            try:
+                return cls(hf.ranks_of(read_json(path / hf.TOKENIZER_FILE)))
+            except (ValueError, UserError) as error:
+                raise UserError(f"{path / hf.TOKENIZER_FILE} cannot be used: {error}") from None
         if not ranks_path.is_file():
             raise UserError(f"no tokenizer at {path} ({RANKS_FILE} is not there); python -m scripts.tok_train makes one")
         remedy = "put back a whole copy, or, where scripts.tok_train made it, remove its directory and train it again"

@@ -226,3 +226,14 @@ def test_a_text_is_completed_and_a_long_one_keeps_its_end(short: Both) -> None:
     with torch.no_grad():
         one = int(model(torch.tensor([tokenizer.encode("x" * 95)]))[0, -1].argmax())
     assert complete(model, tokenizer, "x" * 500, 20, GREEDY) == (tokenizer.decode([one]) if one != tokenizer.bos_id else "")
+
+
+def test_a_model_that_transformers_saved_is_opened(trained: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    theirs: Any = AutoModelForCausalLM.from_pretrained(trained, dtype=torch.float32)
+    theirs.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(trained).save_pretrained(tmp_path)
+    assert not (tmp_path / "ranks.tiktoken").exists()
+    ours, same = load_model(trained, torch.device("cpu")), load_model(tmp_path, torch.device("cpu"))
+    assert complete(*same, "The ", 8, GREEDY) == complete(*ours, "The ", 8, GREEDY)

@@ -1,5 +1,7 @@
 """Encoding and decoding: lossless, deaf to the spelling of special tokens, unharmed by hostile text, safe on disk."""
 
+import copy
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -130,3 +132,21 @@ def test_importing_it_loads_nothing_heavy() -> None:
     heavy = ("torch", "tiktoken", "rustbpe", "pyarrow")
     code = f"import sys, nanochat.tokenizer.tokenizer, nanochat.tokenizer.train; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_a_nanochat_tokenizer_from_elsewhere_is_opened_and_another_is_not(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tokenizer.save(tmp_path)
+    (tmp_path / "ranks.tiktoken").unlink()
+    assert Tokenizer.from_directory(tmp_path).mergeable_ranks == tokenizer.mergeable_ranks
+    whole = json.loads((tmp_path / "tokenizer.json").read_text())
+    for change, word in (
+        (lambda value: value["pre_tokenizer"]["pretokenizers"][0]["pattern"].update(Regex=r"\w+"), "splits text otherwise"),
+        (lambda value: value["added_tokens"].pop(), "special tokens"),
+        (lambda value: value["model"].update(vocab={"\u4e2d": 0}), "no byte-level BPE"),
+        (lambda value: value.pop("model"), "no byte-level BPE"),
+    ):
+        other = copy.deepcopy(whole)
+        change(other)
+        (tmp_path / "tokenizer.json").write_text(json.dumps(other))
+        with pytest.raises(UserError, match=rf"tokenizer\.json cannot be used: .*{word}"):
+            Tokenizer.from_directory(tmp_path)
