@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanochat.common.errors import UserError
-from nanochat.tokenizer.hf import CONFIG_FILE
+from nanochat.tokenizer.hf import CONFIG_FILE, TOKENIZER_FILE
 from nanochat.tokenizer.special import SPECIAL_TOKENS
 from nanochat.tokenizer.tokenizer import RANKS_FILE, Tokenizer
 
@@ -111,6 +111,7 @@ def damaged(tokenizer: Tokenizer, directory: Path, damage: str) -> None:
         (directory / CONFIG_FILE).unlink()
     elif damage == "no ranks":
         ranks.unlink()
+        (directory / TOKENIZER_FILE).unlink()
 
 
 @pytest.mark.parametrize("damage", ["cut at a line", "cut in a line", "garbage", "empty", "another entry", "no config", "no ranks"])
