@@ -1,5 +1,6 @@
 """Answers to many requests side by side: each joins the running batch when there is room, and leaves it at any step."""
 
+import contextlib
 import random
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -115,6 +116,12 @@ class Answer:
         return token
 
 
+@contextlib.contextmanager
+def _at_work() -> Iterator[None]:
+    with torch.no_grad(), attention_of_any_shape(), torch.compiler.set_stance("force_eager"):  # else compiled for each length
+        yield
+
+
 class Engine:
     """A model at work on a batch of answers. Not for several threads: one calls its methods."""
 
@@ -181,9 +188,17 @@ class Engine:
 
     def step(self) -> list[Answer]:
         """Read prompts for which there is room, then let every running answer go on; returns those that said something."""
-        with torch.no_grad(), attention_of_any_shape(), torch.compiler.set_stance("force_eager"):  # else compiled for each length
-            began = self._begin()
-            return list(dict.fromkeys([*began, *self._go_on()]))
+        return list(dict.fromkeys([*self.read(), *self.go_on()]))
+
+    def read(self) -> list[Answer]:
+        """The first half of a step: read prompts for which there is room; returns their answers, each of a token."""
+        with _at_work():
+            return self._begin()
+
+    def go_on(self) -> list[Answer]:
+        """The second half of a step: every running answer goes on, by a token at least."""
+        with _at_work():
+            return self._go_on()
 
     def run(self) -> None:
         """Steps until nothing is left to do."""
