@@ -3,7 +3,7 @@
 import contextlib
 import random
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from nanochat.engine.cache import RowCache
+from nanochat.engine.decode import DecodePass, ReplayedPass
 from nanochat.engine.guess import guess
 from nanochat.engine.sample import Sampling, choose, penalize
 from nanochat.model.gpt import GPT
@@ -117,20 +118,30 @@ class Answer:
 
 
 @contextlib.contextmanager
-def _at_work() -> Iterator[None]:
-    with torch.no_grad(), attention_of_any_shape(), torch.compiler.set_stance("force_eager"):  # else compiled for each length
+def _at_work(model_in_training: bool) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(attention_of_any_shape())
+        if model_in_training:  # its layers may be compiled, and would be again for each length
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield
 
 
 class Engine:
     """A model at work on a batch of answers. Not for several threads: one calls its methods."""
 
-    def __init__(self, model: GPT, tokenizer: Tokenizer, *, max_rows: int = 64, max_held: int = 0, guesses: int = 0):
+    def __init__(
+        self, model: GPT, tokenizer: Tokenizer, *, max_rows: int = 64, max_held: int = 0, guesses: int = 0, compiled: bool = False
+    ):
         """max_rows: answers at once; max_held: tokens that all of them may come to hold, 0 for no limit; guesses: tokens that a
-        lone answer is guessed ahead, from what stands in it already, for the model to confirm in one pass."""
+        lone answer is guessed ahead, from what stands in it already, for the model to confirm in one pass; compiled: compile the
+        pass that gives each answer a token, and replay it as a CUDA graph on a GPU, for a model that is not in training."""
         self.model, self.tokenizer = model, tokenizer
-        self.max_rows, self.max_held, self.guesses = max_rows, max_held, guesses
-        self.cache = RowCache(model.config, model.lm_head.weight.device)
+        self.max_rows, self.max_held, self.guesses, self.compiled = max_rows, max_held, guesses, compiled
+        device = model.model.embed_tokens.weight.device
+        self.cache = RowCache(model.config, device, fixed=compiled and device.type == "cuda")
+        run = DecodePass(model, self.cache, compiled)
+        self._decode: Callable[[Tensor], Tensor] = ReplayedPass(run) if self.cache.fixed else run
         self.waiting: deque[Answer] = deque()
         self._running: dict[int, Answer] = {}
         self._names = 0
@@ -192,13 +203,20 @@ class Engine:
 
     def read(self) -> list[Answer]:
         """The first half of a step: read prompts for which there is room; returns their answers, each of a token."""
-        with _at_work():
+        with _at_work(not self.compiled):
             return self._begin()
 
     def go_on(self) -> list[Answer]:
         """The second half of a step: every running answer goes on, by a token at least."""
-        with _at_work():
+        with _at_work(not self.compiled):
             return self._go_on()
+
+    def warm_up(self) -> None:
+        """Compile what there is to compile, before somebody waits for it."""
+        for rows in (1, min(2, self.max_rows)) if self.compiled else ():
+            for _ in range(rows):
+                self.add([self.tokenizer.bos_id], 3, Sampling(temperature=0), stops=frozenset(), tools=False)
+            self.run()
 
     def run(self) -> None:
         """Steps until nothing is left to do."""
@@ -247,19 +265,26 @@ class Engine:
         if not self._running:
             return []
         if len(self._running) == 1:
-            return self._go_on_alone(*next(iter(self._running.items())))
-        names = self.cache.extend(1)
+            name, one = next(iter(self._running.items()))
+            if ahead := self._ahead(one):
+                return self._go_on_alone(name, one, ahead)
+        rows = self.cache.extend(1)
+        ids = torch.tensor([[0 if name is None else self._running[name].ids[-1]] for name in rows])
+        logits = self._decode(ids.to(self.cache.device))
+        names = [name for name in rows if name is not None]
         some = [self._running[name] for name in names]
-        ids = torch.tensor([[one.ids[-1]] for one in some], device=self.cache.device)
-        self._take(names, self.model(ids, cache=self.cache)[:, 0])
+        self._take(names, logits if len(names) == len(rows) else logits[[name is not None for name in rows]])
         return some
 
-    def _go_on_alone(self, name: int, one: Answer) -> list[Answer]:
-        """One answer has the whole pass to itself: what is known to follow, or is guessed, goes along and is held against the model."""
+    def _ahead(self, one: Answer) -> list[int]:
+        """What is known to follow in an answer, or is guessed."""
         ahead = list(one.forced)
         if self.guesses and not ahead:
             ahead = guess([*one.prompt, *one.ids], self.guesses)
-        ahead = ahead[: one.limit - len(one.ids) - 1]
+        return ahead[: one.limit - len(one.ids) - 1]
+
+    def _go_on_alone(self, name: int, one: Answer, ahead: list[int]) -> list[Answer]:
+        """One answer has the whole pass to itself: what is ahead goes along and is held against the model."""
         self.cache.extend(1 + len(ahead))
         ids = torch.tensor([[one.ids[-1], *ahead]], device=self.cache.device)
         logits = self.model(ids, cache=self.cache)[0]  # (1 + ahead, V)

@@ -44,26 +44,28 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Causal self-attention with rotary positions and normalised queries and keys."""
+    """The projections of causal self-attention, with rotary positions and normalised queries and keys."""
 
-    def __init__(self, config: GPTConfig, layer: int):
+    def __init__(self, config: GPTConfig):
         super().__init__()
-        self.layer, self.num_heads, self.eps = layer, config.num_heads, config.rms_norm_eps
+        self.num_heads, self.eps = config.num_heads, config.rms_norm_eps
         d = config.hidden_size
         self.q_proj = nn.Linear(d, d, bias=False)
         self.k_proj = nn.Linear(d, d, bias=False)
         self.v_proj = nn.Linear(d, d, bias=False)
         self.o_proj = nn.Linear(d, d, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None) -> Tensor:
-        """x: (B, T, d) → (B, T, d)."""
+    def heads(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x: (B, T, d) → q, k, v, each (B, H, T, D)."""
         B, T, d = x.shape
         shape = (B, T, self.num_heads, d // self.num_heads)
         q = rms_norm(rotate(self.q_proj(x).view(shape), cos, sin), self.eps).transpose(1, 2)
         k = rms_norm(rotate(self.k_proj(x).view(shape), cos, sin), self.eps).transpose(1, 2)
-        v = self.v_proj(x).view(shape).transpose(1, 2)
-        y = cache.attend(self.layer, q, k, v) if cache is not None else F.scaled_dot_product_attention(q, k, v, is_causal=T > 1)
-        return self.o_proj(y.transpose(1, 2).reshape(B, T, d))
+        return q, k, self.v_proj(x).view(shape).transpose(1, 2)
+
+    def joined(self, y: Tensor) -> Tensor:
+        """What the heads have found, y: (B, H, T, D), brought together: (B, T, d)."""
+        return self.o_proj(y.transpose(1, 2).flatten(2))
 
 
 class MLP(nn.Module):
@@ -84,14 +86,25 @@ class Block(nn.Module):
 
     def __init__(self, config: GPTConfig, layer: int):
         super().__init__()
-        self.eps = config.rms_norm_eps
-        self.self_attn = Attention(config, layer)
+        self.layer, self.eps = layer, config.rms_norm_eps
+        self.self_attn = Attention(config)
         self.mlp = MLP(config)
+
+    def before_attention(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x: (B, T, d) → q, k, v, each (B, H, T, D)."""
+        return self.self_attn.heads(rms_norm(x, self.eps), cos, sin)
+
+    def after_attention(self, x: Tensor, y: Tensor) -> Tensor:
+        """x: (B, T, d), and what its heads found, y: (B, H, T, D) → (B, T, d)."""
+        x = x + self.self_attn.joined(y)
+        return x + self.mlp(rms_norm(x, self.eps))
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None = None) -> Tensor:
         """x: (B, T, d) → (B, T, d)."""
-        x = x + self.self_attn(rms_norm(x, self.eps), cos, sin, cache)
-        return x + self.mlp(rms_norm(x, self.eps))
+        q, k, v = self.before_attention(x, cos, sin)
+        if cache is not None:
+            return self.after_attention(x, cache.attend(self.layer, q, k, v))
+        return self.after_attention(x, F.scaled_dot_product_attention(q, k, v, is_causal=x.size(1) > 1))
 
 
 class Trunk(nn.Module):

@@ -33,6 +33,10 @@ class BenchInferSettings:
     """Its context."""
     precision: str = "auto"
     """fp32, bf16, or auto for what suits this machine."""
+    int8: bool = False
+    """Keep the weights in eight bits."""
+    compile: bool = True
+    """Compile the pass that writes."""
     rows: int = 1
     """Answers made at once."""
     prompt_tokens: int = 64
@@ -62,6 +66,7 @@ def bench_infer(s: BenchInferSettings) -> None:
     import torch
 
     from nanochat.engine.engine import Answer, Engine
+    from nanochat.engine.linear import for_decoding
     from nanochat.engine.sample import Sampling
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -73,9 +78,10 @@ def bench_infer(s: BenchInferSettings) -> None:
         if device.type == "cuda":
             torch.cuda.synchronize()
 
+    engine = Engine(model, tokenizer, max_rows=s.rows, compiled=s.compile)
+
     def answers(some: list[list[int]]) -> tuple[float, float]:
         """Seconds to the first tokens, and from there to the last."""
-        engine = Engine(model, tokenizer, max_rows=len(some))
         made: list[Answer] = [engine.add(one, s.new_tokens, Sampling(temperature=0), stops=frozenset(), tools=False) for one in some]
         started = time.perf_counter()
         engine.read()
@@ -89,8 +95,13 @@ def bench_infer(s: BenchInferSettings) -> None:
     rounds: list[Callable[[], Any]] = [lambda: answers(prompts)]
     if s.one_by_one:
         rounds.append(lambda: sum(sum(answers([one])) for one in prompts))
+    dtype = model.lm_head.weight.dtype
     if s.baseline:
         rounds.append(_transformers(model, tokenizer, prompts, s.new_tokens, wait))
+    for_decoding(model, s.int8)
+    started = time.perf_counter()
+    engine.warm_up()
+    warm_up_s = time.perf_counter() - started
     found: list[list[Any]] = [[] for _ in rounds]
     for each in rounds:
         each()  # once for what is made only once
@@ -99,14 +110,15 @@ def bench_infer(s: BenchInferSettings) -> None:
             times.append(each())
     prefill_s, decode_s = (statistics.median(times) for times in zip(*found[0], strict=True))
     decoded = s.rows * (s.new_tokens - 1)
-    weights = sum(p.nbytes for name, p in model.named_parameters() if "embed_tokens" not in name)
+    weights = sum(weight.nbytes for name, weight in model.state_dict().items() if "embed_tokens" not in name)
     result: dict[str, Any] = {
         "prefill_tok_per_s": s.rows * s.prompt_tokens / prefill_s,
         "decode_tok_per_s": decoded / decode_s if decoded else None,
         "first_token_ms": 1000 * prefill_s,
         "bandwidth_fraction": (weights * (s.new_tokens - 1) / decode_s) / _bandwidth(device, wait) if decoded else None,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU ({torch.get_num_threads()} threads)",
-        "dtype": str(model.lm_head.weight.dtype).removeprefix("torch."),
+        "dtype": str(dtype).removeprefix("torch."),
+        "warm_up_s": warm_up_s,
         "torch": torch.__version__,
         "settings": asdict(s),
     }

@@ -4,10 +4,13 @@ from pathlib import Path
 
 import torch
 
+from nanochat.common.console import say
 from nanochat.common.errors import UserError
+from nanochat.engine.linear import for_decoding
 from nanochat.model.directory import load_model
 from nanochat.model.find import find_model
 from nanochat.model.gpt import GPT
+from nanochat.parallel.compiling import compiler_missing
 from nanochat.parallel.precision import evaluation_dtype
 from nanochat.serve.settings import STAGES, TalkSettings
 from nanochat.tokenizer.tokenizer import Tokenizer
@@ -43,7 +46,16 @@ def _from_hub(name: str) -> Path:
 
 
 def open_model(s: TalkSettings, device: torch.device) -> tuple[GPT, Tokenizer, str]:
-    """The model, its tokenizer and its name. Raises UserError for what is no model."""
+    """The model, made fast for answering, its tokenizer and its name. Raises UserError for what is no model."""
     directory, name = find_directory(s)
     model, tokenizer = load_model(directory, device, DTYPES.get(s.precision) or evaluation_dtype(device))
-    return model, tokenizer, name
+    return for_decoding(model, s.int8), tokenizer, name
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether this machine can compile; says in one line what it costs, or what is missing."""
+    if missing := compiler_missing(device):
+        say(f"compile: off, {missing}; answers come more slowly")
+    else:
+        say("compiling: a few seconds, more the first time (--no-compile leaves it out)")
+    return not missing

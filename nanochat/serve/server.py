@@ -64,18 +64,26 @@ def serve(settings: WebSettings) -> None:
     import uvicorn
 
     from nanochat.engine.engine import Engine
+    from nanochat.model.gpt import GPT
     from nanochat.serve.app import Limits, Model, Server
-    from nanochat.serve.load import open_model
+    from nanochat.serve.load import can_compile, open_model
     from nanochat.serve.worker import Worker
+    from nanochat.tokenizer.tokenizer import Tokenizer
 
     found = torch.cuda.device_count()
     if settings.num_gpus > max(1, found):
         raise UserError(f"--num_gpus={settings.num_gpus}: this machine has {found}")
     workers: list[Worker] = []
+    compiled = settings.compile and can_compile(torch.device("cuda" if found else "cpu"))
     for number in range(settings.num_gpus):
-        device = torch.device("cuda", number) if found else torch.device("cpu")
-        model, tokenizer, name = open_model(settings, device)
-        workers.append(Worker(lambda m=model, t=tokenizer: Engine(m, t, max_rows=settings.max_rows, guesses=settings.guesses)))  # type: ignore[misc]
+        model, tokenizer, name = open_model(settings, torch.device("cuda", number) if found else torch.device("cpu"))
+
+        def make(model: GPT = model, tokenizer: Tokenizer = tokenizer) -> Engine:
+            engine = Engine(model, tokenizer, max_rows=settings.max_rows, guesses=settings.guesses, compiled=compiled)
+            engine.warm_up()
+            return engine
+
+        workers.append(Worker(make))
     served = Model(name, tokenizer, model.config.max_seq_len, workers, settings.sampling(), settings.max_tokens, int(time.time()))
     limits = Limits(int(settings.max_body_mib * 2**20), settings.max_queue, settings.max_per_client)
     key = settings.api_key or os.environ.get("NANOCHAT_API_KEY", "")

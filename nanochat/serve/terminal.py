@@ -54,12 +54,15 @@ def chat(settings: ChatSettings) -> None:
     find_directory(settings)  # at once, where there is none
     import torch
 
-    from nanochat.serve.load import open_model
-
-    model, tokenizer, name = open_model(settings, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     from nanochat.engine.engine import Engine
+    from nanochat.serve.load import can_compile, open_model
 
-    talk = Talk(settings, Engine(model, tokenizer, max_rows=1, guesses=settings.guesses))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model, tokenizer, name = open_model(settings, device)
+    compiled = settings.compile and not prompt and settings.source != "base" and can_compile(device)
+    engine = Engine(model, tokenizer, max_rows=1, guesses=settings.guesses, compiled=compiled)
+    engine.warm_up()
+    talk = Talk(settings, engine)
     if prompt:
         if settings.source == "base":
             talk.go_on(prompt)
