@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from nanochat.common.console import say
+from nanochat.common.console import is_terminal, say
 from nanochat.common.errors import UserError
 from nanochat.engine.linear import for_decoding
 from nanochat.model.directory import load_model
@@ -27,22 +27,34 @@ def find_directory(s: TalkSettings) -> tuple[Path, str]:
     directory = Path(s.model).expanduser()
     if directory.is_dir():
         return directory, directory.resolve().name
-    if s.model.count("/") != 1 or s.model.startswith((".", "/", "~")):
-        raise UserError(f"--model={s.model}: there is no such directory, and it is no id of a model on the hub (OWNER/NAME)")
-    return _from_hub(s.model), s.model
+    name, _, revision = s.model.partition("@")
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise UserError(
+            f"--model={s.model}: there is no such directory, and it is no id of a model on the hub (OWNER/NAME, OWNER/NAME@REVISION)"
+        )
+    return _from_hub(name, revision), s.model
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str, revision: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.utils import disable_progress_bars
 
+    if not is_terminal():
+        disable_progress_bars()
     try:
-        return Path(snapshot_download(name, allow_patterns=FILES))
+        directory = Path(snapshot_download(name, revision=revision or None, allow_patterns=FILES))
     except RepositoryNotFoundError:
         raise UserError(f"--model={name}: the hub has no such model, or does not let you read it (HF_TOKEN)") from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise UserError(f"--model={name} cannot be fetched: {reason}") from None
+    if not (directory / "config.json").is_file():
+        raise UserError(
+            f"--model={name} is no model directory: it has no config.json. If it holds nanochat's own files (model_000650.pt), download "
+            "them and turn them by python -m scripts.export --from_nanochat DIR, or name a revision that has one (OWNER/NAME@REVISION)"
+        )
+    return directory
 
 
 def open_model(s: TalkSettings, device: torch.device) -> tuple[GPT, Tokenizer, str]:

@@ -19,7 +19,7 @@ class TalkSettings:
     """Which model to talk to, and how it chooses its words."""
 
     model: str = ""
-    """A model directory, or the id of one on the Hugging Face hub. Default: the newest chat model that was trained here."""
+    """A model directory, or one on the Hugging Face hub (OWNER/NAME, OWNER/NAME@REVISION). Default: the newest that was trained here."""
     source: Annotated[str, tyro.conf.arg(aliases=["-i"])] = ""
     """Stage whose model to take: sft, mid, rl, dpo or base. Default: the newest of the chat stages."""
     model_tag: Annotated[str, tyro.conf.arg(aliases=["-g"])] = ""
