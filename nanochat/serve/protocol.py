@@ -5,6 +5,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from nanochat.tokenizer.conversation import Fitted
+
 MAX_CHOICES = 16
 MAX_MESSAGES = 512
 MAX_STOPS = 8
@@ -69,6 +71,8 @@ class ChatRequest(Wish):
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
     max_completion_tokens: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    truncation: Literal["auto", "disabled"] = "disabled"
+    """auto: a conversation that has outgrown the model loses its oldest turns, and `truncated` says so; as in OpenAI's Responses."""
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
 
@@ -84,6 +88,11 @@ class CompletionRequest(Wish):
 def error(message: str, type_: str, code: str | None = None, param: str | None = None) -> dict[str, Any]:
     """An error in OpenAI's shape."""
     return {"error": {"message": message, "type": type_, "param": param, "code": code}}
+
+
+def truncated(fitted: Fitted) -> dict[str, int]:
+    """What was left out of a conversation."""
+    return {"tokens": fitted.tokens, "kept_tokens": len(fitted.ids), "messages_left_out": fitted.left_out}
 
 
 def head(kind: str, id_: str, model: str) -> dict[str, Any]:

@@ -65,8 +65,9 @@ def serve(settings: WebSettings) -> None:
 
     from nanochat.engine.engine import Engine
     from nanochat.model.gpt import GPT
-    from nanochat.serve.app import Limits, Model, Server
+    from nanochat.serve.app import make_app
     from nanochat.serve.load import can_compile, open_model
+    from nanochat.serve.serving import Limits, Model, Server
     from nanochat.serve.worker import Worker
     from nanochat.tokenizer.tokenizer import Tokenizer
 
@@ -96,7 +97,7 @@ def serve(settings: WebSettings) -> None:
             server.draining = True
             super().handle_exit(sig, frame)
 
-    config = uvicorn.Config(server.app(), log_level="warning", timeout_graceful_shutdown=GRACE_S, server_header=False)
+    config = uvicorn.Config(make_app(server), log_level="warning", timeout_graceful_shutdown=GRACE_S, server_header=False)
     say(f"{name} is served at http://{settings.host}:{listening.getsockname()[1]}/ (API: /v1); Ctrl-C stops it")
     Uvicorn(config).run(sockets=[listening])
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from nanochat.common.console import warn
 from nanochat.common.errors import UserError
 from nanochat.common.paths import base_dir
 from nanochat.serve.settings import TalkSettings
@@ -167,15 +168,17 @@ class Talk:
         from nanochat.tokenizer.conversation import Renderer, parts_of
 
         self.messages.append({"role": "user", "content": question})
-        renderer = Renderer(self.engine.tokenizer)
-        prompt = renderer.prompt({"messages": self._whole()})
-        if len(prompt) >= self.engine.context:
-            tokens = len(prompt)
+        try:
+            fitted = Renderer(self.engine.tokenizer).fitted(self._whole(), self.engine.context, self.settings.max_tokens)
+        except UserError:
             self.messages.pop()
-            raise UserError(
-                f"the conversation has {tokens:,} tokens with this, the model takes {self.engine.context:,}: /clear begins anew"
+            raise
+        if fitted.left_out:
+            warn(
+                f"the conversation has {fitted.tokens:,} tokens, the model takes {self.engine.context:,} with its answer: "
+                f"the first {fitted.left_out} messages are left out, {len(fitted.ids):,} tokens are kept"
             )
-        ids = self._show(prompt, turn_ends(self.engine.tokenizer), tools=True)
+        ids = self._show(fitted.ids, turn_ends(self.engine.tokenizer), tools=True)
         parts = parts_of(self.engine.tokenizer, ids)
         if any(part["text"] for part in parts):
             self.messages.append({"role": "assistant", "content": parts})
@@ -187,7 +190,10 @@ class Talk:
         tokenizer = self.engine.tokenizer
         sys.stdout.write(text)
         prompt = [tokenizer.bos_id, *tokenizer.encode(text)]
-        self._show(prompt[-(self.engine.context - 1) :], frozenset({tokenizer.bos_id}), tools=False)
+        kept = prompt[-(self.engine.context - 1) :]
+        if len(kept) < len(prompt):
+            warn(f"the text has {len(prompt):,} tokens, the model takes {self.engine.context:,}: its last {len(kept):,} are kept")
+        self._show(kept, frozenset({tokenizer.bos_id}), tools=False)
 
     def _show(self, prompt: list[int], stops: frozenset[int], tools: bool) -> list[int]:
         """Stream an answer; Ctrl-C stops it. Returns its tokens."""

@@ -5,7 +5,7 @@ The content of an assistant's message is a string, or parts `{"type", "text"}` o
 `python_output` (what the tool answered).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,6 +111,18 @@ def _parts(content: Any) -> Iterator[tuple[str, str]]:
         yield "text", text
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """The prompt of a conversation, as much of it as a model takes."""
+
+    ids: list[int]
+    """Its tokens."""
+    tokens: int
+    """Those of the whole conversation."""
+    left_out: int
+    """Messages that are not in it, the oldest."""
+
+
 class Renderer:
     """Turns conversations into tokens of one tokenizer."""
 
@@ -147,6 +159,23 @@ class Renderer:
     def prompt(self, conversation: Conversation) -> list[int]:
         """The tokens of a conversation that ends with a user message, up to and with `<|assistant_start|>`: the model is to go on."""
         return [*self(conversation).ids, *self._special("<|assistant_start|>")]
+
+    def fitted(self, messages: Sequence[Mapping[str, Any]], context: int, answer: int) -> Fitted:
+        """The prompt of a conversation that may have outgrown the model: its oldest turns are left out, and a system message stays.
+
+        answer: tokens to leave for it, a quarter of the context at most. Raises UserError when the last message alone is too long.
+        """
+        first = 1 if messages[0]["role"] == "system" else 0
+        whole = ids = self.prompt({"messages": messages})
+        limit = context - min(answer, context // 4)
+        out = 0
+        while len(ids) > limit and first + out + 2 < len(messages):
+            out += 2
+            ids = self.prompt({"messages": [*messages[:first], *messages[first + out :]]})
+        if len(ids) >= context:
+            raise UserError(f"this has {len(ids):,} tokens; the model takes {context:,}, its answer included")
+
+        return Fitted(ids, len(whole), out)
 
 
 def question_of(conversation: Conversation) -> Conversation:

@@ -113,7 +113,7 @@ def test_an_answer_is_stopped(page: Page) -> None:
 
 
 def _rambling(body: str) -> str:
-    return json.dumps({**json.loads(body), "temperature": 50})
+    return json.dumps({**json.loads(body), "temperature": 50, "n": 16})  # as long as the longest of many
 
 
 HOSTILE = "<img src=x onerror=alert(1)> <script>alert(2)</script> [x](javascript:alert(3)) **bold** `<b>` [ok](https://example.org/)"

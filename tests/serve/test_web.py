@@ -144,6 +144,20 @@ def test_seeds_repeat_and_choices_differ(web: Web) -> None:
 CHAT = "/v1/chat/completions"
 
 
+def test_a_conversation_that_has_outgrown_the_model_can_lose_its_beginning(web: Web) -> None:
+    turns = [{"role": role, "content": "word " * 60} for _ in range(10) for role in ("user", "assistant")]
+    body = {"messages": [*turns, *YES], "temperature": 0, "max_tokens": 8}
+    status, value, _ = web.ask("POST", CHAT, body)
+    assert (status, value["error"]["code"]) == (400, "context_length_exceeded")
+    status, value, _ = web.ask("POST", CHAT, {**body, "truncation": "auto"})
+    assert status == 200
+    assert value["truncated"]["messages_left_out"] % 2 == 0
+    assert 0 < value["truncated"]["kept_tokens"] <= 1024 - 8 < value["truncated"]["tokens"]
+    assert value["usage"]["prompt_tokens"] == value["truncated"]["kept_tokens"]
+    status, text, _ = web.ask("POST", CHAT, {**body, "truncation": "auto", "stream": True})
+    assert json.loads(text.splitlines()[0].removeprefix("data: "))["truncated"] == value["truncated"]
+
+
 @pytest.mark.parametrize(
     ("path", "body", "status", "word"),
     [

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from nanochat.common.errors import UserError
 from nanochat.tokenizer.chat_template import CHAT_TEMPLATE
-from nanochat.tokenizer.conversation import Renderer, check_conversation, parts_of, question_of, text_of
+from nanochat.tokenizer.conversation import Fitted, Renderer, check_conversation, parts_of, question_of, text_of
 from nanochat.tokenizer.special import SPECIAL_TOKENS
 from nanochat.tokenizer.tokenizer import Tokenizer
 
@@ -142,3 +142,23 @@ def test_a_conversation_without_messages_is_none() -> None:
     for what in ({}, [], "hi", None):
         with pytest.raises(UserError, match="messages"):
             check_conversation(what)
+
+
+def test_a_conversation_that_has_outgrown_the_model_loses_its_oldest_turns(tokenizer: Tokenizer) -> None:
+    renderer = Renderer(tokenizer)
+    system = [{"role": "system", "content": "Be brief."}]
+    turns = [{"role": role, "content": f"{role} {number}"} for number in range(6) for role in ("user", "assistant")]
+    messages = [*system, *turns, {"role": "user", "content": "the last"}]
+    whole = renderer.prompt({"messages": messages})
+    assert renderer.fitted(messages, len(whole) + 1, 1) == Fitted(whole, len(whole), 0)
+    some = renderer.fitted(messages, len(whole), 10)
+    assert some.left_out > 0
+    assert some.left_out % 2 == 0
+    assert some.tokens == len(whole)
+    assert some.ids == renderer.prompt({"messages": [*system, *messages[1 + some.left_out :]]})
+    assert len(some.ids) <= len(whole) - 10
+    assert renderer.fitted(messages, len(whole), 10**6).left_out > some.left_out  # a quarter of the context for the answer
+    last = renderer.prompt({"messages": [*system, messages[-1]]})
+    assert renderer.fitted(messages, len(last) + 1, 10).ids == last
+    with pytest.raises(UserError, match=f"{len(last):,} tokens"):
+        renderer.fitted(messages, len(last), 10)

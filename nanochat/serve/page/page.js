@@ -269,6 +269,7 @@ async function answer(talk, message) {
   busy(true);
   const started = performance.now();
   let tokens = 0;
+  let leftOut = 0;
   let due = 0;
   const show = () => {
     due = 0;
@@ -285,17 +286,23 @@ async function answer(talk, message) {
     const reply = await request("/v1/chat/completions", {
       method: "POST",
       signal: controller.signal,
-      body: JSON.stringify({ model, messages: history(talk), temperature, top_k: topK, max_tokens: maxTokens, stream: true, stream_options: { include_usage: true } }),
+      body: JSON.stringify({
+        model, messages: history(talk), temperature, top_k: topK, max_tokens: maxTokens, truncation: "auto",
+        stream: true, stream_options: { include_usage: true },
+      }),
     });
     for await (const event of events(reply.body)) {
       if (event.error) throw new Error(event.error.message);
       tokens = event.usage?.completion_tokens ?? tokens;
+      leftOut = event.truncated?.messages_left_out ?? leftOut;
       const delta = event.choices?.[0]?.delta ?? {};
       for (const part of delta.parts ?? (delta.content ? [{ type: "text", text: delta.content }] : [])) append(message, part.type, part.text);
       due ||= requestAnimationFrame(show);
     }
     const seconds = (performance.now() - started) / 1000;
-    if (running === mine) note(tokens ? `${tokens} tokens, ${(tokens / seconds).toFixed(1)} a second` : "");
+    const said = [`${tokens} tokens, ${(tokens / seconds).toFixed(1)} a second`];
+    if (leftOut) said.push(`the first ${leftOut} messages no longer fit and were left out`);
+    if (running === mine) note(tokens ? said.join("; ") : "");
   } catch (error) {
     if (error.name === "AbortError") message.stopped = true;
     else message.error = error.message;
