@@ -8,6 +8,8 @@ from torch import Tensor
 
 from nanochat.common.errors import UserError
 
+NEARLY_ZERO = 1e-4  # temperatures below it make differences between logits overflow, or nothing but the likeliest likely
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -16,7 +18,7 @@ class Sampling:
     repetition_penalty: float = 1.0
     """Logits of tokens that have occurred are divided by it where positive, multiplied where negative (CTRL, arXiv 1909.05858); 1: none."""
     temperature: float = 1.0
-    """Randomness; 0 takes the likeliest token."""
+    """Randomness; 0, and what is nearly 0, takes the likeliest token."""
     top_k: int = 0
     """Among this many likeliest tokens; 0 for all."""
     top_p: float = 1.0
@@ -36,8 +38,13 @@ class Sampling:
             raise UserError(f"top_p {self.top_p}: must be more than 0 and at most 1")
         if not 0 <= self.min_p <= 1:
             raise UserError(f"min_p {self.min_p}: must be between 0 and 1")
-        if not 0 < self.repetition_penalty < float("inf"):
-            raise UserError(f"repetition_penalty {self.repetition_penalty}: must be more than 0")
+        if not 0.01 <= self.repetition_penalty <= 100:
+            raise UserError(f"repetition_penalty {self.repetition_penalty}: must be between 0.01 and 100")
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is taken."""
+        return self.temperature < NEARLY_ZERO
 
     @property
     def filters(self) -> bool:
@@ -64,7 +71,7 @@ def choose(logits: Tensor, how: Sequence[Sampling], uniform: Sequence[float]) ->
     """
     chosen = logits.argmax(dim=-1)
     for filters in (False, True):
-        rows = [row for row, one in enumerate(how) if one.temperature > 0 and one.filters == filters]
+        rows = [row for row, one in enumerate(how) if not one.greedy and one.filters == filters]
         if rows:
             drawn = _filtered if filters else _drawn
             some = logits if len(rows) == len(how) else logits[rows]

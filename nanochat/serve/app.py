@@ -168,4 +168,7 @@ def make_app(server: Server) -> FastAPI:
         prompts = [[server.model.tokenizer.bos_id, *server.model.tokenizer.encode(text)] for text in texts]
         return await Completion(server, request, body, prompts, texts).respond()
 
+    described = app.openapi()["components"]["schemas"]
+    for request in ("ChatRequest", "CompletionRequest"):
+        described[request]["properties"]["model"]["enum"] = ["", server.model.name]
     return app

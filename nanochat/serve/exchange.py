@@ -215,7 +215,7 @@ class Exchange:
 
 
 def _line(value: dict[str, Any]) -> str:
-    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
+    return f"data: {json.dumps(value)}\n\n"  # ASCII: some clients end a line at U+2028 too
 
 
 class Chat(Exchange):

@@ -26,7 +26,9 @@ def test_drawing_follows_the_probabilities() -> None:
         assert torch.allclose(shares, torch.tensor([0.5, 0.2, 0.2, 0.1]), atol=0.001)
     assert choose(logits[:2], [Sampling()] * 2, [0.0, 1 - 2**-53]).tolist() == [0, 3]
     assert choose(logits[:2], [Sampling(top_k=3)] * 2, [0.0, 1 - 2**-53]).tolist()[0] == 0
-    assert choose(logits[:1], [Sampling(temperature=0)], [0.99]).tolist() == [0]
+    for temperature in (0, 5e-324, 1e-9):
+        for top_k in (0, 3):
+            assert choose(logits[:1], [Sampling(temperature=temperature, top_k=top_k)], [0.99]).tolist() == [0]
 
 
 @settings(max_examples=60)
