@@ -10,6 +10,10 @@ if [ "${1:-}" = --slow ]; then
   ARGUMENTS=()
   shift
 fi
+if [ $# = 0 ]; then # every test: two at a time, a thread each
+  export OMP_NUM_THREADS=1
+  ARGUMENTS+=(-n 2 --dist loadfile)
+fi
 ruff check .
 ruff format --check .
 mypy

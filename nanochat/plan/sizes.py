@@ -53,6 +53,11 @@ def flops_per_token(depth: int, vocab_size: int, seq_len: int) -> int:
     return 6 * (parameters(depth, vocab_size) - vocab_size * d) + 12 * depth * d * seq_len
 
 
+def reading_flops_per_token(depth: int, vocab_size: int, prompt_tokens: int) -> int:
+    """FLOPs of reading a prompt, per token of it: the forward third of training's, without the head, which one token passes."""
+    return flops_per_token(depth, vocab_size, prompt_tokens) // 3 - 2 * vocab_size * model_dim(depth)
+
+
 @dataclass(frozen=True)
 class Shape:
     """What fixes the sizes of a model and of its step: depth, vocabulary, length of a sequence."""

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanochat.common.errors import UserError
+from nanochat.plan.hardware import gpu_named
+from nanochat.plan.sizes import reading_flops_per_token
 
 if TYPE_CHECKING:
     import torch
@@ -122,6 +124,11 @@ def bench_infer(s: BenchInferSettings) -> None:
         "torch": torch.__version__,
         "settings": asdict(s),
     }
+    gpu = gpu_named(result["device"])
+    if gpu and not s.model:  # which have the house's shapes, the only ones whose FLOPs are counted
+        result["prefill_mfu"] = (
+            result["prefill_tok_per_s"] * reading_flops_per_token(s.depth, s.vocab_size, s.prompt_tokens) / gpu.peak_bf16_flops
+        )
     whole = s.rows * s.new_tokens / (prefill_s + decode_s)
     if s.one_by_one:
         result["times_one_by_one"] = whole * statistics.median(found[1]) / (s.rows * s.new_tokens)

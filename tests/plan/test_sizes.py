@@ -30,3 +30,9 @@ def test_which_depths_divide() -> None:
 def test_a_depth_that_does_not_divide_names_the_nearest_two(depth: int, nearest: str) -> None:
     with pytest.raises(UserError, match=nearest):
         sizes.check_depth(depth)
+
+
+def test_reading_a_prompt_costs_the_layers_forward_products_and_attention() -> None:
+    d, layers, tokens = 768, 12, 1536
+    products, attention = 2 * 12 * d * d * layers, 2 * 2 * layers * d * tokens
+    assert sizes.reading_flops_per_token(12, 65_536, tokens) == products + attention

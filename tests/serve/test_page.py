@@ -78,7 +78,11 @@ def test_asking_folding_copying_editing_and_keeping(page: Page) -> None:
 
 
 def test_several_conversations(page: Page) -> None:
-    ask(page, "Say yes.")
+    page.get_by_role("button", name="How many r are in strawberry?").click()  # an example, where nothing was said yet
+    expect(page.locator("li.user .body")).to_have_text("How many r are in strawberry?")
+    page.get_by_role("button", name="Edit").click()
+    page.get_by_label("Edit your message").fill("Say yes.")
+    page.keyboard.press("Enter")
     expect(page.locator("li.assistant .body")).to_have_text("yes!")
     narrow = page.get_by_role("button", name="Conversations").is_visible()
     if narrow:
@@ -134,6 +138,9 @@ def test_nothing_is_taken_for_html(page: Page) -> None:
     body = page.locator("li.assistant .body")
     expect(body.locator("strong")).to_have_text("bold")
     expect(body.locator("pre code")).to_have_text("<script>alert(4)</script>")
+    body.get_by_role("button", name="Copy the code").click()
+    expect(body.get_by_text("Copied")).to_be_visible()
+    assert page.evaluate("navigator.clipboard.readText()") == "<script>alert(4)</script>"
     expect(body.locator("ul ol li")).to_have_text("b")
     expect(body.locator("td").first).to_have_text("<i>e</i>")
     assert body.locator("img, script, i, a[href^=javascript]").count() == 0

@@ -3,6 +3,7 @@
 
 const $ = (id) => document.getElementById(id);
 const STORE = "nanochat";
+const EXAMPLES = ["Hello! Who are you?", "How many r are in strawberry?", "What is 1234 + 4321?"];
 const DEFAULTS = { temperature: 0.6, topK: 50, maxTokens: 512, system: "", key: "", theme: "" };
 
 let state = load();
@@ -88,6 +89,11 @@ function table(rows) {
   return node("table", {}, node("thead", {}, row("th", rows[0])), node("tbody", {}, ...rows.slice(2).map((text) => row("td", text))));
 }
 
+function codeBlock(code, language) {
+  const button = node("button", { type: "button", class: "copy", "aria-label": "Copy the code", on: { click: (event) => copied(event.target, code) } }, "Copy");
+  return node("div", { class: "code" }, node("pre", {}, node("code", language ? { "data-language": language } : {}, code)), button);
+}
+
 function markdown(text) {
   const out = [];
   const rows = text.split("\n");
@@ -100,7 +106,7 @@ function markdown(text) {
     else if (fence) {
       const code = take((next) => !next.trim().startsWith(fence[1])).slice(1);
       at += 1;
-      out.push(node("pre", {}, node("code", fence[2] ? { "data-language": fence[2] } : {}, code.join("\n"))));
+      out.push(codeBlock(code.join("\n"), fence[2]));
     } else if (/^#{1,6}\s/.test(row)) {
       const [, marks, title] = /^(#+)\s+(.*)$/.exec(row) ?? [, "#", row];
       out.push(node(`h${Math.min(6, marks.length + 1)}`, {}, ...inline(title)));
@@ -152,8 +158,13 @@ function draw() {
     node("button", { type: "button", "aria-label": `Delete the conversation ${titleOf(talk)}`, on: { click: () => remove(talk) } }, "×"))));
   const talk = current();
   const shown = talk?.messages.map((message, at) => draw1(talk, message, at)) ?? [];
-  $("messages").replaceChildren(...(shown.length ? shown : [node("li", { class: "empty" }, "Ask something.")]));
+  $("messages").replaceChildren(...(shown.length ? shown : [empty()]));
   bottom();
+}
+
+function empty() {
+  const ask = (text) => node("button", { type: "button", on: { click: () => send(null, text) } }, text);
+  return node("li", { class: "empty" }, node("p", {}, "Ask something."), node("div", {}, ...EXAMPLES.map(ask)));
 }
 
 function draw1(talk, message, at) {
@@ -162,11 +173,7 @@ function draw1(talk, message, at) {
   const item = node("li", { class: message.role, "aria-label": message.role === "user" ? "You" : "The model" }, body, tools);
   fill(body, message);
   const button = (label, action) => node("button", { type: "button", on: { click: action } }, label);
-  tools.append(button("Copy", async (event) => {
-    const done = await copy(words(message.content));
-    event.target.textContent = done ? "Copied" : "Not copied";
-    setTimeout(() => { event.target.textContent = "Copy"; }, 1500);
-  }));
+  tools.append(button("Copy", (event) => copied(event.target, words(message.content))));
   if (message.role === "user") tools.append(button("Edit", () => edit(talk, at, item)));
   else if (at === talk.messages.length - 1) tools.append(button("Regenerate", () => again(talk)));
   return item;
@@ -191,13 +198,10 @@ function fill(body, message) {
 const atBottom = () => $("talk").scrollHeight - $("talk").scrollTop - $("talk").clientHeight < 80;
 const bottom = () => { $("talk").scrollTop = $("talk").scrollHeight; };
 
-async function copy(text) {
-  try {
-    await navigator.clipboard.writeText(text);
-    return true;
-  } catch {
-    return false;
-  }
+async function copied(button, text) {
+  const done = await (navigator.clipboard?.writeText(text) ?? Promise.reject()).then(() => true, () => false);
+  button.textContent = done ? "Copied" : "Not copied";
+  setTimeout(() => { button.textContent = "Copy"; }, 1500);
 }
 
 function edit(talk, at, item) {
