@@ -46,6 +46,8 @@ def chat(settings: ChatSettings) -> None:
     """Answer one question, or talk until the person leaves. Raises UserError for a wrong request."""
     settings.check()
     prompt = settings.prompt
+    if prompt and not prompt.strip():
+        raise UserError("the question is empty: give one by -p, or through a pipe")
     if not prompt and not sys.stdin.isatty():
         prompt = sys.stdin.read().strip()
         if not prompt:

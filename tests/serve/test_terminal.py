@@ -141,6 +141,7 @@ def test_wrong_requests(world: World, talking: World, tmp_path: Path) -> None:
         ((f"--model={tmp_path}/empty", "-p", "x"), ("config.json",)),
         (("--model=someone/no-such-model", "-p", "x"), ("someone/no-such-model",)),
         (("-t", "-1", "-p", "x"), ("temperature",)),
+        (("-p", "  "), ("empty",)),
         (("--top_p", "0", "-p", "x"), ("top_p",)),
         (("-m", "0", "-p", "x"), ("--max_tokens=0",)),
         (("-i", "best", "-p", "x"), ("--source=best",)),
