@@ -92,6 +92,12 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
 def save_safetensors(path: Path, tensors: dict[str, Any], metadata: dict[str, str] | None = None) -> None:
     """Write tensors, on CPU and contiguous, as a safetensors file. Raises OSError with its errno when the disk refuses it."""
     from safetensors import SafetensorError
@@ -99,6 +105,7 @@ def save_safetensors(path: Path, tensors: dict[str, Any], metadata: dict[str, st
 
     try:
         save_file(tensors, path, metadata=metadata)
+        path.chmod(0o666 & ~_umask())  # safetensors leaves a file that its owner alone can read
     except SafetensorError as error:
         if found := OS_ERROR.search(str(error)):
             number = int(found[1])

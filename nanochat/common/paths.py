@@ -6,12 +6,20 @@ from pathlib import Path
 from nanochat.common.errors import UserError
 
 
+def named_path(text: str) -> Path:
+    """A path that a person has named, with `~` put in full. Raises UserError for a user who does not exist."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise UserError(f"{text}: there is no such user") from None
+
+
 def base_dir() -> Path:
     """`$NANOCHAT_BASE_DIR`, by default `~/.cache/nanochat`; made when it is not there.
 
     Raises UserError when it cannot be made or written.
     """
-    path = Path(os.environ.get("NANOCHAT_BASE_DIR") or Path.home() / ".cache" / "nanochat").expanduser().absolute()
+    path = named_path(os.environ.get("NANOCHAT_BASE_DIR") or "~/.cache/nanochat").absolute()
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from nanochat.common.errors import UserError
+from nanochat.common.paths import named_path
 
 KNOWN = "python, climbmix, fineweb-edu or path:DIR (a directory of your own .txt, .md, .jsonl[.gz|.zst], .parquet)"
 
@@ -50,7 +51,7 @@ def source_of(data: str) -> Source:
     given = data.removeprefix("path:")
     if not given:
         raise UserError("--data path: names no directory; write --data path:DIR")
-    directory = Path(given).expanduser().absolute()
+    directory = named_path(given).absolute()
     digest = hashlib.sha256(str(directory).encode("utf-8", "surrogateescape")).hexdigest()[:8]
     label = re.sub(r"[^A-Za-z0-9_.-]+", "-", directory.name) or "root"
     return Source(data, f"path-{label}-{digest}", "", default_shards=-1, directory=directory)

@@ -1,5 +1,6 @@
 """The pass that gives every running row its next token: compiled between attentions, and on a GPU replayed as one CUDA graph."""
 
+import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ Heads = tuple[Tensor, Tensor, Tensor]
 AGREES = 0.25  # between logits within ±15: more than bf16's rounding parts them when sums change their order, less than any fault does
 CAPTURED_FROM = 3  # times that a layout has come
 GRAPHS = 64  # kept at most
+RECOMPILES = 64  # of a piece: every GPU of a server has its own
+CAPTURING = threading.Lock()  # one thread at a time
 
 
 def _between(block: Block, following: Block, x: Tensor, y: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -42,7 +45,6 @@ class Pieces:
     @classmethod
     def compiled(cls) -> "Pieces":
         """All layers share a graph; one row has graphs of its own, all other numbers of rows share theirs."""
-        torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)  # each GPU of a server has its own
 
         def compiled(piece: Callable[..., Any]) -> Any:
             return torch.compile(piece, dynamic=True, fullgraph=True)
@@ -58,9 +60,13 @@ class DecodePass:
         self.model, self.cache = model, cache
         self.pieces = Pieces.compiled() if compiled else Pieces()
         self._unproven = {True, False} if compiled else set()
+        self._thread = 0
 
     def __call__(self, ids: Tensor) -> Tensor:
         """ids: (B, 1), one for each row of the cache's `extend(1)` → logits (B, V) in float32."""
+        if threading.get_ident() != self._thread:  # the compiler's settings are each thread's own
+            self._thread = threading.get_ident()
+            torch._dynamo.config.recompile_limit = max(RECOMPILES, torch._dynamo.config.recompile_limit)
         alone = ids.size(0) == 1
         if alone in self._unproven:
             self._unproven.remove(alone)
@@ -119,6 +125,7 @@ class ReplayedPass:
         self._seen: Counter[object] = Counter()
         self._works = True
         self._pool: Any = None
+        self._side: Any = None
 
     def __call__(self, ids: Tensor) -> Tensor:
         """As a DecodePass; the logits hold until the next call."""
@@ -154,13 +161,14 @@ class ReplayedPass:
         ids, positions = ids.clone(), torch.empty_like(ids)
         self._cache.stand_at(positions)
         self._pool = self._pool or torch.cuda.graph_pool_handle()
-        with torch.cuda.device(ids.device):
-            side = torch.cuda.Stream()
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
+        with CAPTURING, torch.cuda.device(ids.device):
+            self._side = self._side or torch.cuda.Stream()  # graphs share memory only where they were captured on one stream
+            self._side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._side):
                 self._run(ids)  # what libraries make at their first call on a stream is not captured
-            torch.cuda.current_stream().wait_stream(side)
+            torch.cuda.current_stream().wait_stream(self._side)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool, stream=side):
+            # thread_local: other GPUs of the server go on in their threads.
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._side, capture_error_mode="thread_local"):
                 logits = self._run(ids)
         return Captured(graph.replay, ids, positions, logits)

@@ -19,6 +19,7 @@ from nanochat.parallel.attention import attention_of_any_shape
 from nanochat.sandbox.calculator import answer
 from nanochat.tokenizer.tokenizer import Tokenizer
 
+WARM_UP_ROWS = 5  # a number that no other size of a model is likely to have: the compiler takes equal sizes for one
 READ_AT_ONCE = 8192  # tokens of prompts that one step reads, padding counted; one prompt may be longer
 
 Finish = Literal["stop", "length", "cancelled"]
@@ -213,7 +214,7 @@ class Engine:
 
     def warm_up(self) -> None:
         """Compile what there is to compile, before somebody waits for it."""
-        for rows in (1, min(2, self.max_rows)) if self.compiled else ():
+        for rows in (1, min(WARM_UP_ROWS, self.max_rows)) if self.compiled else ():
             for _ in range(rows):
                 self.add([self.tokenizer.bos_id], 3, Sampling(temperature=0), stops=frozenset(), tools=False)
             self.run()

@@ -9,7 +9,7 @@ from typing import Any
 from nanochat.common.console import say, show_table, warn
 from nanochat.common.errors import UserError
 from nanochat.common.files import read_json, write_json
-from nanochat.common.paths import base_dir
+from nanochat.common.paths import base_dir, named_path
 from nanochat.evals.chat_eval_settings import ChatEvalSettings
 from nanochat.evals.task_eval import Asking, TaskResult, evaluate_task
 from nanochat.evals.tasks.identity import Persona
@@ -35,7 +35,7 @@ def _evaluate(s: ChatEvalSettings, r: Ranks) -> None:
     started = time.perf_counter()
     stages = CHAT_STAGES if s.source == "auto" else (s.source,)
     directory = r.from_first(lambda: find_model(stages, s.model_tag))
-    persona = Persona.of(Path(s.persona).expanduser()) if s.persona else Persona.kept(directory.parent)
+    persona = Persona.of(named_path(s.persona)) if s.persona else Persona.kept(directory.parent)
     options = TaskOptions(task_dir_of(s.task_dir), persona, s.allow_unsafe_execution)
     tasks = find_tasks(s.tasks(), options)
     model, tokenizer = load_model(directory, r.device, evaluation_dtype(r.device))

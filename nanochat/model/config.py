@@ -35,6 +35,19 @@ class GPTConfig:
         d = sizes.model_dim(depth)
         return cls(vocab_size, max_seq_len, num_layers=depth, hidden_size=d, num_heads=sizes.num_heads(depth), intermediate_size=4 * d)
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for what is no size of a model."""
+        for name in ("vocab_size", "max_seq_len", "num_layers", "hidden_size", "num_heads", "intermediate_size"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} is {value!r}, which is no size")
+        for name in ("rope_theta", "rms_norm_eps", "logit_softcap"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not 0 < value < float("inf"):
+                raise ValueError(f"{name} is {value!r}, which is no positive number")
+        if self.hidden_size % self.num_heads or self.head_dim % 2:
+            raise ValueError(f"a width of {self.hidden_size} does not divide into {self.num_heads} heads of one even width")
+
     @property
     def head_dim(self) -> int:
         """Width of one attention head."""

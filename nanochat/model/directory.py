@@ -1,7 +1,6 @@
 """A model directory: what `transformers.AutoModelForCausalLM.from_pretrained` opens, and our own engine too."""
 
 import contextlib
-import json
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -172,7 +171,7 @@ def load_config(directory: Path) -> GPTConfig:
         )
     except FileNotFoundError:
         raise UserError(f"{directory} is no model directory: it has no config.json") from None
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged or not a model's configuration ({error!r})") from None
 
 

@@ -1,5 +1,6 @@
 """Which finished model is meant."""
 
+import re
 from pathlib import Path
 
 from nanochat.common.errors import UserError
@@ -11,6 +12,8 @@ def find_model(stages: tuple[str, ...], model_tag: str = "") -> Path:
 
     Raises UserError, listing what is there, when there is none.
     """
+    if re.search(r"[/*?\[\]]", model_tag):
+        raise UserError(f"--model_tag={model_tag}: a run's name has none of / * ? [ ]")
     runs = base_dir() / "runs"
     finished = [path for stage in stages for path in runs.glob(f"{model_tag or '*'}/{stage}/model") if (path / "config.json").is_file()]
     if finished:

@@ -125,6 +125,8 @@ def _weights(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         named = {_name(str(name).removeprefix("_orig_mod.")): tensor for name, tensor in state.items()}
+        if not all(isinstance(tensor, Tensor) for tensor in named.values()):
+            raise UserError("it holds more than weights")
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except Exception as error:  # torch raises many kinds for files that are not its own

@@ -25,6 +25,8 @@ ATTENTION = frozenset(
     if hasattr(aten, name)
 )
 
+PRODUCTS = frozenset((aten.mm.default, aten._scaled_mm.default))  # of bf16 and float32, of fp8
+
 Forward = Callable[..., Tensor]
 
 
@@ -32,8 +34,8 @@ def _policy(level: str, widening: tuple[int, int], _context: Any, op: Any, *args
     """Keep the results of matrix products and of attention; at `mlp` not those of the product that widens (d, 4d)."""
     if level == "block":
         return CheckpointPolicy.MUST_RECOMPUTE
-    widens = op == aten.mm.default and tuple(args[1].shape) == widening
-    if op in ATTENTION or (op == aten.mm.default and not (level == "mlp" and widens)):
+    widens = op in PRODUCTS and tuple(args[1].shape) == widening
+    if op in ATTENTION or (op in PRODUCTS and not (level == "mlp" and widens)):
         return CheckpointPolicy.MUST_SAVE
     return CheckpointPolicy.PREFER_RECOMPUTE
 

@@ -14,6 +14,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from nanochat.model.config import GPTConfig
+from nanochat.model.fp8 import use_fp8
 from nanochat.model.gpt import GPT
 from nanochat.model.init import init_weights, initial_std
 from nanochat.parallel.compiling import compile_model
@@ -100,11 +101,14 @@ def sharded_model(
     recompute: Recompute,
     reshard: bool,
     compiled: bool,
+    fp8: bool = False,
     std_of: Callable[[str, Tensor], float] = initial_std,
 ) -> GPT:
     """A new model, shared out, ready for training; no process ever holds more of the masters than its shards."""
     with torch.device("meta"):
         model = GPT(config)
+    if fp8:
+        use_fp8(model)
     apply_recompute(model, recompute)
     if compiled:
         compile_model(model)

@@ -136,7 +136,7 @@ def _candidates(job: Job, micro_batch_size: int | None, recompute: Recompute | N
 
             def plan(r: Recompute, size: int = size, give_up: bool = give_up) -> StepPlan:
                 accum = sequences // size
-                memory = step_memory(job.shape, size, r, give_up, job.shard_ranks, job.compute_bytes, job.on_gpu, accumulates=accum > 1)
+                memory = step_memory(job.shape, size, r, give_up, job.shard_ranks, job.compute_bytes, job.on_gpu, accum > 1, job.fp8)
                 return StepPlan(job, size, accum, r, give_up, memory, step_time(job, size, accum, r, give_up))
 
             if recompute is not None:

@@ -65,6 +65,7 @@ def step_memory(
     compute_bytes: int,
     on_gpu: bool = True,
     accumulates: bool = True,
+    fp8: bool = False,
 ) -> Memory:
     """Memory at the peak of a step of one rank among `shard_ranks` that share the weights.
 
@@ -79,7 +80,7 @@ def step_memory(
     optimizer = (s.depth * block + 2 * 2 * table) / shard_ranks * MASTER_BYTES
     ids = tokens * TOKEN_BYTES
     # The first norm and the last keep their inputs too.
-    kept = tokens * saved_bytes_per_token_all_layers(s, recompute, c) + 2 * width + ids
+    kept = tokens * saved_bytes_per_token_all_layers(s, recompute, c, fp8) + 2 * width + ids
     # Weights arrive in a buffer and are copied out of it; a single rank has them already and only casts them.
     arriving = c if shard_ranks > 1 else 0
 

@@ -41,24 +41,25 @@ class Recompute:
         return LEVELS[self.level] + ("" if self.layers == depth else f":{self.layers}")
 
 
-def saved_bytes_per_token(shape: Shape, level: str, compute_bytes: int) -> int:
+def saved_bytes_per_token(shape: Shape, level: str, compute_bytes: int, fp8: bool = False) -> int:
     """Bytes of one layer that live from its forward to its backward pass, for each token, its input counted in.
 
     In units of the width d: none keeps the input, its norm, q and k before and after their norms, v, attention's result, the
     projection of it, its norm, the MLP's 4d before and after relu² (18); elementwise the input, q, k, v, attention's result, its
     projection and the 4d (10); mlp is without the 4d (6); block has the input alone. To that come float32 factors of norms
-    and attention's log-sum-exp. tests/parallel/test_recompute.py counts what autograd really keeps.
+    and attention's log-sum-exp. With products in fp8, what none keeps of their inputs, eleven widths, is in a byte each, made in
+    the forward pass already; the other levels make it again. tests/parallel/test_recompute.py counts what autograd really keeps.
     """
     d, heads = shape.model_dim, shape.num_heads
     return {
-        "none": 18 * d * compute_bytes + (3 * heads + 2) * 4,
+        "none": (18 * compute_bytes - 11 * (compute_bytes - 1) * fp8) * d + (3 * heads + 2) * 4,
         "elementwise": 10 * d * compute_bytes + heads * 4,
         "mlp": 6 * d * compute_bytes + heads * 4,
         "block": d * compute_bytes,
     }[level]
 
 
-def saved_bytes_per_token_all_layers(shape: Shape, recompute: Recompute, compute_bytes: int) -> int:
+def saved_bytes_per_token_all_layers(shape: Shape, recompute: Recompute, compute_bytes: int, fp8: bool = False) -> int:
     """Of all layers together."""
-    kept = {level: saved_bytes_per_token(shape, level, compute_bytes) for level in LEVELS}
+    kept = {level: saved_bytes_per_token(shape, level, compute_bytes, fp8) for level in LEVELS}
     return recompute.layers * kept[recompute.of_layer(0)] + (shape.depth - recompute.layers) * kept[recompute.of_layer(recompute.layers)]

@@ -48,13 +48,15 @@ class Job:
     """Of a number in the computation: 2 for bf16, 4 for float32."""
     on_gpu: bool = True
     """Whether it runs on GPUs."""
+    fp8: bool = False
+    """Whether the products inside layers are made in fp8."""
     network_bytes_per_s: float = NETWORK_BYTES_PER_S
     """Between nodes, of one GPU, in one direction."""
 
     @property
     def precision(self) -> str:
         """As --precision names it."""
-        return "bf16" if self.compute_bytes == 2 else "fp32"
+        return "fp8" if self.fp8 else "bf16" if self.compute_bytes == 2 else "fp32"
 
 
 @dataclass(frozen=True)

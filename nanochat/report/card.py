@@ -1,5 +1,6 @@
 """The model card that goes out with a model: what its directory says, and what its run has measured."""
 
+import re
 from pathlib import Path
 
 from nanochat.data.sources import NAMED
@@ -21,10 +22,11 @@ def released_card(directory: Path, licence: str = "") -> str:
     card = (
         (directory / "README.md").read_text(encoding="utf-8") if (directory / "README.md").is_file() else f"# {directory.resolve().name}\n"
     )
-    stages = [read_stage(directory.resolve().parents[1], name) for name in STAGES]
+    stages = [read_stage(directory.resolve().parent.parent, name) for name in STAGES]
     began = [stage for stage in stages if stage.began]
     data = str(next((stage.identity["data"] for stage in began if stage.identity.get("data")), ""))
     licence = licence or LICENCE_IDS.get(data, "")
+    card = re.split(r"^## (?:How it was trained|Scores|Limits)$", card, maxsplit=1, flags=re.MULTILINE)[0]  # of an earlier export
     body = [_with_licence(card, licence).rstrip()]
     if began:
         body += ["## How it was trained", sections.summary(began)]
@@ -38,6 +40,6 @@ def _with_licence(card: str, licence: str) -> str:
     head, rest = ("", card)
     if card.startswith("---\n") and "\n---\n" in card:
         head, rest = card.removeprefix("---\n").split("\n---\n", 1)
-    lines = [line for line in head.splitlines() if not line.startswith("license:")]
+    lines = [line for line in head.splitlines() if not (licence and line.startswith("license:"))]
     lines += [f"license: {licence}"] if licence else []
     return "---\n" + "\n".join(lines or ["library_name: transformers"]) + "\n---\n" + rest

@@ -11,6 +11,7 @@ import tyro
 from nanochat.common.console import is_terminal, say
 from nanochat.common.errors import UserError
 from nanochat.common.files import atomic_path
+from nanochat.common.paths import named_path
 from nanochat.report.run_files import STAGES
 
 CONVERTED = """---
@@ -58,7 +59,7 @@ class ExportSettings:
             raise UserError(f"--source={self.source}: one of {', '.join(STAGES)}")
         if sum(map(bool, (self.model, self.from_nanochat, self.source or self.model_tag))) > 1:
             raise UserError("--model, --from_nanochat and --source with --model_tag each name a model: give one of them")
-        if self.output and Path(self.output).expanduser().exists():
+        if self.output and named_path(self.output).exists():
             raise UserError(f"--output={self.output} is there already: remove it, or name another directory")
         if self.push_to_hub and self.push_to_hub.strip("/").count("/") != 1:
             raise UserError(f"--push_to_hub={self.push_to_hub}: a repository is named OWNER/NAME")
@@ -68,12 +69,15 @@ def export(s: ExportSettings) -> None:
     """Write the directory, then put it on the hub. Raises UserError for a wrong request, or when the hub refuses."""
     s.check()
     with tempfile.TemporaryDirectory() as temporary:
-        out = Path(s.output).expanduser() if s.output else Path(temporary) / "model"
-        with atomic_path(out) as aside:
-            if s.from_nanochat:
-                _convert(s, aside, out.name)
-            else:
-                _copy(s, aside)
+        out = named_path(s.output) if s.output else Path(temporary) / "model"
+        try:
+            with atomic_path(out) as aside:
+                if s.from_nanochat:
+                    _convert(s, aside, out.name)
+                else:
+                    _copy(s, aside)
+        except (FileExistsError, FileNotFoundError, NotADirectoryError) as error:
+            raise UserError(f"--output={s.output}: cannot be written ({error.strerror} at {error.filename})") from None
         if s.output:
             say(f"wrote {out}")
         if s.push_to_hub:
@@ -86,7 +90,7 @@ def _copy(s: ExportSettings, aside: Path) -> None:
     from nanochat.report.card import released_card
 
     stages = (s.source,) if s.source else ("dpo", "rl", "sft", "mid")
-    directory = Path(s.model).expanduser() if s.model else find_model(stages, s.model_tag)
+    directory = named_path(s.model) if s.model else find_model(stages, s.model_tag)
     load_config(directory)
     card = released_card(directory, s.license)
     shutil.copytree(directory, aside)
@@ -100,7 +104,7 @@ def _convert(s: ExportSettings, aside: Path, name: str) -> None:
     from nanochat.model.from_nanochat import find_checkpoint, read_checkpoint
     from nanochat.report.card import released_card
 
-    found = find_checkpoint(Path(s.from_nanochat).expanduser(), s.step)
+    found = find_checkpoint(named_path(s.from_nanochat), s.step)
     model, tokenizer = read_checkpoint(found)
     parameters = sum(weight.numel() for weight in model.parameters())
     card = CONVERTED.format(name=name, step=found.step, parameters=parameters, context=model.config.max_seq_len)
@@ -110,7 +114,7 @@ def _convert(s: ExportSettings, aside: Path, name: str) -> None:
 
 def _push(s: ExportSettings, directory: Path) -> None:
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
     from huggingface_hub.utils import disable_progress_bars
 
     if not is_terminal():
@@ -119,9 +123,10 @@ def _push(s: ExportSettings, directory: Path) -> None:
     try:
         url = api.create_repo(s.push_to_hub, private=not s.public, exist_ok=True)
         api.upload_folder(repo_id=s.push_to_hub, folder_path=directory, commit_message="Model, tokenizer and card")
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    except (HfHubHTTPError, OfflineModeIsEnabled, HTTPError, OSError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise UserError(
-            f"--push_to_hub={s.push_to_hub}: the hub refused ({reason}); HF_TOKEN must hold a token that may write there"
-        ) from None
+        refused = isinstance(error, HfHubHTTPError)
+        what = "the hub refused" if refused else "the hub cannot be reached"
+        advice = "; HF_TOKEN must hold a token that may write there" if refused else ""
+        raise UserError(f"--push_to_hub={s.push_to_hub}: {what} ({reason}){advice}") from None
     say(f"the model is at {url}")

@@ -1,6 +1,7 @@
 """The HTTP API in OpenAI's shape, and the page."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,8 +17,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from nanochat import __version__
 from nanochat.common.errors import UserError
 from nanochat.serve.exchange import Chat, Completion
-from nanochat.serve.protocol import ChatRequest, CompletionRequest, error
-from nanochat.serve.serving import Meters, Refused, Server
+from nanochat.serve.protocol import ChatRequest, CompletionRequest, Wish, error
+from nanochat.serve.serving import Refused, Server
 from nanochat.serve.worker import EngineFailed
 from nanochat.tokenizer.conversation import Renderer, check_conversation
 
@@ -35,20 +36,23 @@ SECURITY = {
     "Referrer-Policy": "no-referrer",
 }
 RETRY_AFTER_S = "5"
+FIELD = re.compile("[a-z_]+")
+NO_KEY = "the API key is missing or wrong: send it as `Authorization: Bearer KEY`"
 DISCARDED = 8  # times the limit of a body that are read and thrown away
 
 
 class Guard:
-    """Limits the size of bodies, adds the headers that keep a browser safe, counts requests."""
+    """Asks for the key, limits the size of bodies, adds the headers that keep a browser safe, counts requests."""
 
-    def __init__(self, app: ASGIApp, limit: int, meters: Meters):
-        self.app, self.limit, self.meters = app, limit, meters
+    def __init__(self, app: ASGIApp, server: Server):
+        self.app, self.limit, self.meters, self.knows = app, server.limits.body_bytes, server.meters, server.knows
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """As ASGI has it."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        headers = dict(scope["headers"])
         taken = 0
 
         async def counted() -> Message:
@@ -66,7 +70,11 @@ class Guard:
                 self.meters.requests.labels(scope["path"] if known else "other", str(message["status"])).inc()
             await send(message)
 
-        said = dict(scope["headers"]).get(b"content-length", b"0")
+        if scope["path"].startswith("/v1/") and not self.knows(headers.get(b"authorization", b"")):
+            body = error(NO_KEY, "authentication_error", "invalid_api_key")
+            await JSONResponse(body, 401, {"WWW-Authenticate": "Bearer"})(scope, receive, guarded)
+            return
+        said = headers.get(b"content-length", b"0")
         if said.isdigit() and int(said) > self.limit:
             left = DISCARDED * self.limit  # a client that is cut off while it sends does not read why
             while left > 0 and (message := await receive()).get("more_body"):
@@ -90,7 +98,7 @@ def make_app(server: Server) -> FastAPI:
             await asyncio.to_thread(worker.close)
 
     app = FastAPI(title="nanochat", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.add_middleware(Guard, limit=server.limits.body_bytes, meters=server.meters)
+    app.add_middleware(Guard, server=server)
 
     @app.exception_handler(Refused)
     async def refused(_: Request, why: Refused) -> JSONResponse:
@@ -100,7 +108,8 @@ def make_app(server: Server) -> FastAPI:
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, why: RequestValidationError) -> JSONResponse:
         first = why.errors()[0]
-        where = ".".join(str(each) for each in first["loc"] if each != "body")
+        named = [each for each in first["loc"] if isinstance(each, int) or FIELD.fullmatch(each)]  # the others are pydantic's own
+        where = "" if first["type"] == "json_invalid" else ".".join(str(each) for each in named if each != "body")
         return JSONResponse(error(f"{where}: {first['msg']}" if where else first["msg"], "invalid_request_error", None, where or None), 422)
 
     @app.exception_handler(HTTPException)
@@ -111,8 +120,11 @@ def make_app(server: Server) -> FastAPI:
     async def failed(_: Request, why: EngineFailed) -> JSONResponse:
         return JSONResponse(error(str(why), "server_error"), 500)
 
+    described_model = {"id": server.model.name, "object": "model", "created": server.model.created, "owned_by": "nanochat"}
+    described_model |= {"context": server.model.context}
+
     def serve(path: str, name: str, kind: str) -> None:
-        @app.get(path, include_in_schema=False)
+        @app.api_route(path, methods=["GET", "HEAD"], include_in_schema=False)
         async def _file() -> FileResponse:
             return FileResponse(PAGE / name, media_type=kind, headers={"Cache-Control": "no-cache"})
 
@@ -132,17 +144,21 @@ def make_app(server: Server) -> FastAPI:
         return Response(generate_latest(server.meters.registry), media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/v1/models")
-    async def models(request: Request) -> dict[str, Any]:
+    async def models() -> dict[str, Any]:
         """The model that is served."""
-        server.let_in(request.headers.get("authorization", ""))
-        one = {"id": server.model.name, "object": "model", "created": server.model.created, "owned_by": "nanochat"}
-        return {"object": "list", "data": [{**one, "context": server.model.context}]}
+        return {"object": "list", "data": [described_model]}
+
+    @app.get("/v1/models/{name:path}")
+    async def model(name: str) -> dict[str, Any]:
+        """The same, by its name."""
+        server.let_in(Wish(model=name))
+        return described_model
 
     @app.post("/v1/chat/completions", response_model=None)
     async def chat(body: ChatRequest, request: Request) -> Response:
         """Answer a conversation."""
-        server.let_in(request.headers.get("authorization", ""), body)
-        messages = [one.model_dump() for one in body.messages]
+        server.let_in(body)
+        messages = [one.plain() for one in body.messages]
         try:
             check_conversation({"messages": messages})
         except UserError as why:
@@ -163,9 +179,10 @@ def make_app(server: Server) -> FastAPI:
     @app.post("/v1/completions", response_model=None)
     async def completions(body: CompletionRequest, request: Request) -> Response:
         """Go on with a text."""
-        server.let_in(request.headers.get("authorization", ""), body)
+        server.let_in(body)
         texts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
-        prompts = [[server.model.tokenizer.bos_id, *server.model.tokenizer.encode(text)] for text in texts]
+        encoded = await asyncio.to_thread(lambda: [server.model.tokenizer.encode(text) for text in texts])
+        prompts = [[server.model.tokenizer.bos_id, *ids] for ids in encoded]
         return await Completion(server, request, body, prompts, texts).respond()
 
     described = app.openapi()["components"]["schemas"]

@@ -5,12 +5,13 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanochat.common.errors import UserError
+from nanochat.common.paths import named_path
 from nanochat.plan.hardware import gpu_named
 from nanochat.plan.sizes import reading_flops_per_token
+from nanochat.tokenizer.special import MAX_VOCAB_SIZE, MIN_VOCAB_SIZE
 
 if TYPE_CHECKING:
     import torch
@@ -54,11 +55,11 @@ class BenchInferSettings:
 
     def check(self) -> None:
         """Raises UserError for sizes that cannot be."""
-        for name in ("rows", "prompt_tokens", "new_tokens"):
+        if not MIN_VOCAB_SIZE <= self.vocab_size <= MAX_VOCAB_SIZE:
+            raise UserError(f"--vocab_size={self.vocab_size}: must be between {MIN_VOCAB_SIZE} and {MAX_VOCAB_SIZE:,}")
+        for name in ("rows", "prompt_tokens", "new_tokens", "max_seq_len"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name}={getattr(self, name)}: must be 1 or more")
-        if self.prompt_tokens + self.new_tokens > self.max_seq_len:
-            raise UserError(f"--prompt_tokens + --new_tokens come to more than the context of {self.max_seq_len:,}")
         if self.precision not in ("auto", "fp32", "bf16"):
             raise UserError(f"--precision={self.precision}: one of auto, fp32, bf16")
 
@@ -73,6 +74,8 @@ def bench_infer(s: BenchInferSettings) -> None:
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, tokenizer = _model(s, device)
+    if s.prompt_tokens + s.new_tokens > model.config.max_seq_len:
+        raise UserError(f"--prompt_tokens + --new_tokens come to more than the model's context of {model.config.max_seq_len:,}")
     generator = torch.Generator().manual_seed(0)
     prompts = torch.randint(0, min(model.config.vocab_size, 50_000), (s.rows, s.prompt_tokens), generator=generator).tolist()
 
@@ -157,7 +160,7 @@ def _model(s: BenchInferSettings, device: "torch.device") -> "tuple[GPT, Tokeniz
     if s.model:
         from nanochat.model.directory import load_model
 
-        return load_model(Path(s.model).expanduser(), device, dtype)
+        return load_model(named_path(s.model), device, dtype)
     ranks = {bytes([byte]): byte for byte in range(256)}
     for number in range(256, s.vocab_size - len(SPECIAL_TOKENS)):  # entries that nothing merges into: what matters is their number
         ranks[b"\xff" + number.to_bytes(3, "big")] = number

@@ -284,7 +284,8 @@ class Chat(Exchange):
     def _done(self, choices: list[Choice]) -> None:
         if self.server.log:
             for choice in choices:
-                self.server.log([*self.messages, {"role": "assistant", "content": self._parts(choice.pieces)}])
+                if parts := self._parts(choice.pieces):
+                    self.server.log([*self.messages, {"role": "assistant", "content": parts}])
 
 
 class Completion(Exchange):

@@ -6,6 +6,7 @@ import torch
 
 from nanochat.common.console import is_terminal, say
 from nanochat.common.errors import UserError
+from nanochat.common.paths import named_path
 from nanochat.engine.linear import for_decoding
 from nanochat.model.directory import load_model
 from nanochat.model.find import find_model
@@ -24,7 +25,7 @@ def find_directory(s: TalkSettings) -> tuple[Path, str]:
     if not s.model:
         directory = find_model((s.source,) if s.source else STAGES, s.model_tag)
         return directory, f"{directory.parent.parent.name}-{directory.parent.name}"
-    directory = Path(s.model).expanduser()
+    directory = named_path(s.model)
     if directory.is_dir():
         return directory, directory.resolve().name
     name, _, revision = s.model.partition("@")

@@ -3,7 +3,7 @@
 import time
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from nanochat.tokenizer.conversation import Fitted
 
@@ -32,6 +32,13 @@ class Message(_Asked):
     role: Literal["system", "user", "assistant"]
     content: Text | Annotated[list[Part], Field(min_length=1, max_length=256)]
 
+    def plain(self) -> dict[str, Any]:
+        """As conversations are kept; of a user's or a system's text parts the text."""
+        content = self.content
+        if self.role != "assistant" and not isinstance(content, str) and all(part.type == "text" for part in content):
+            content = "".join(part.text for part in content)
+        return {**self.model_dump(), "content": content} if isinstance(content, str) else self.model_dump()
+
 
 class StreamOptions(_Asked):
     """What a stream has besides."""
@@ -54,6 +61,12 @@ class Wish(_Asked):
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
+
+    @field_validator("model", "n", "stream", "logprobs", "echo", mode="before", check_fields=False)
+    @classmethod
+    def _null_is_the_default(cls, value: Any, info: ValidationInfo) -> Any:
+        default = cls.model_fields[str(info.field_name)].default
+        return default if value is None else value
 
     @property
     def stops(self) -> list[str]:

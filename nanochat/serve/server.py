@@ -6,13 +6,13 @@ import socket
 import threading
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
 from nanochat.common.console import say, warn
 from nanochat.common.errors import UserError
+from nanochat.common.paths import named_path
 from nanochat.serve.settings import TalkSettings
 
 GRACE_S = 10
@@ -49,8 +49,8 @@ class WebSettings(TalkSettings):
                 raise UserError(f"--{name}={getattr(self, name)}: must be 1 or more")
         if not 0 <= self.port <= 65535:
             raise UserError(f"--port={self.port}: must be between 0 and 65535")
-        if self.max_body_mib <= 0:
-            raise UserError(f"--max_body_mib={self.max_body_mib}: must be more than 0")
+        if not 0 < self.max_body_mib <= 1024:
+            raise UserError(f"--max_body_mib={self.max_body_mib}: must be more than 0 and at most 1024")
 
 
 def serve(settings: WebSettings) -> None:
@@ -116,7 +116,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _log(file: str) -> Any:
-    path, lock = Path(file).expanduser(), threading.Lock()
+    path, lock = named_path(file), threading.Lock()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.open("a").close()

@@ -73,19 +73,13 @@ class Server:
         self.draining = False
         self._clients: dict[str, int] = {}
 
-    def let_in(self, authorization: str, wish: Wish | None = None) -> None:
-        """Raises Refused for who may not come in, or not now; authorization: that header of the request."""
-        if self.api_key:
-            given = authorization.removeprefix("Bearer ").strip()
-            if not hmac.compare_digest(given.encode("utf-8", "replace"), self.api_key.encode()):
-                raise Refused(
-                    401,
-                    "the API key is missing or wrong: send it as `Authorization: Bearer KEY`",
-                    "authentication_error",
-                    "invalid_api_key",
-                )
-        if wish is None:
-            return
+    def knows(self, authorization: bytes) -> bool:
+        """Whether that header of a request brings the key, where there is one."""
+        scheme, _, given = authorization.partition(b" ")
+        return not self.api_key or (scheme.lower() == b"bearer" and hmac.compare_digest(given.strip(), self.api_key.encode()))
+
+    def let_in(self, wish: Wish) -> None:
+        """Raises Refused for what is not answered, or not now."""
         if self.draining:
             raise Refused(503, "the server is stopping", "server_error")
         if wish.model and wish.model != self.model.name:

@@ -36,8 +36,6 @@ class TalkSettings:
     """Makes what was said before less likely; 1 for not."""
     max_tokens: Annotated[int, tyro.conf.arg(aliases=["-m"])] = 512
     """Tokens that an answer may take."""
-    seed: int = 0
-    """Seed of the randomness."""
     precision: str = "auto"
     """fp32, bf16, or auto for what suits this machine."""
     int8: bool = False
@@ -65,4 +63,4 @@ class TalkSettings:
         """How tokens are chosen."""
         from nanochat.engine.sample import Sampling
 
-        return Sampling(self.repetition_penalty, self.temperature, self.top_k, self.top_p, self.min_p, self.seed)
+        return Sampling(self.repetition_penalty, self.temperature, self.top_k, self.top_p, self.min_p)

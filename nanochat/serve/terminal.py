@@ -1,13 +1,14 @@
 """Talking to a model in the terminal."""
 
 import contextlib
+import io
 import json
+import re
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
 
@@ -15,7 +16,7 @@ import tyro
 
 from nanochat.common.console import warn
 from nanochat.common.errors import UserError
-from nanochat.common.paths import base_dir
+from nanochat.common.paths import base_dir, named_path
 from nanochat.serve.settings import TalkSettings
 
 HELP = """/clear            begin a new conversation
@@ -27,6 +28,7 @@ HELP = """/clear            begin a new conversation
 /help             this
 /quit             leave; Ctrl-D does too, and Ctrl-C stops an answer
 """
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 DIM, PLAIN = "\033[2m", "\033[0m"
 
 
@@ -40,11 +42,16 @@ class ChatSettings(TalkSettings):
     """What the model is told before the conversation."""
     speed: bool = False
     """Show tokens a second after each answer."""
+    seed: int = 0
+    """Seed of the randomness."""
 
 
 def chat(settings: ChatSettings) -> None:
     """Answer one question, or talk until the person leaves. Raises UserError for a wrong request."""
     settings.check()
+    for stream in (sys.stdin, sys.stdout):  # what is no text in the terminal's encoding is shown as such
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     prompt = settings.prompt
     if prompt and not prompt.strip():
         raise UserError("the question is empty: give one by -p, or through a pipe")
@@ -147,7 +154,7 @@ class Talk:
     def _save(self, file: str) -> None:
         if not file or not self.messages:
             raise UserError("/save FILE writes the conversation down, once something was said")
-        path = Path(file).expanduser()
+        path = named_path(file)
         try:
             path.write_text(json.dumps({"messages": self._whole()}, ensure_ascii=False) + "\n", encoding="utf-8")
         except OSError as error:
@@ -157,7 +164,7 @@ class Talk:
     def _load(self, file: str) -> None:
         from nanochat.data.conversation_file import ConversationFile
 
-        messages = list(ConversationFile(Path(file).expanduser())[0]["messages"])
+        messages = list(ConversationFile(named_path(file))[0]["messages"])
         self.system = messages.pop(0)["content"] if messages[0]["role"] == "system" else ""
         if messages[-1]["role"] == "user":
             messages.pop()
@@ -190,7 +197,7 @@ class Talk:
     def go_on(self, text: str) -> None:
         """Show a text and what a base model says next."""
         tokenizer = self.engine.tokenizer
-        sys.stdout.write(text)
+        sys.stdout.write(_shown(text))
         prompt = [tokenizer.bos_id, *tokenizer.encode(text)]
         kept = prompt[-(self.engine.context - 1) :]
         if len(kept) < len(prompt):
@@ -204,7 +211,7 @@ class Talk:
         s = self.settings
         text, kind = TextStream(self.engine.tokenizer), "text"
         started = time.perf_counter()
-        one = self.engine.add(prompt, s.max_tokens, s.sampling(), stops=stops, tools=tools)
+        one = self.engine.add(prompt, s.max_tokens, replace(s.sampling(), seed=s.seed), stops=stops, tools=tools)
 
         def show(pieces: list[Any]) -> None:
             nonlocal kind
@@ -212,7 +219,7 @@ class Talk:
                 if piece.kind != kind:
                     sys.stdout.write(_border(kind, piece.kind))
                     kind = piece.kind
-                sys.stdout.write(piece.text)
+                sys.stdout.write(_shown(piece.text))
             sys.stdout.flush()
 
         with _interruptible() as stopped:
@@ -227,6 +234,11 @@ class Talk:
             seconds = time.perf_counter() - started
             print(_dim(f"{len(one.ids)} tokens, {len(one.ids) / seconds:.1f} a second"))
         return list(one.ids)
+
+
+def _shown(text: str) -> str:
+    """A model's words for a terminal, which they must not command: control characters are left out there."""
+    return CONTROL.sub("", text) if sys.stdout.isatty() else text
 
 
 def _dim(text: str) -> str:

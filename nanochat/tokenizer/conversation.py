@@ -166,16 +166,20 @@ class Renderer:
         answer: tokens to leave for it, a quarter of the context at most. Raises UserError when the last message alone is too long.
         """
         first = 1 if messages[0]["role"] == "system" else 0
-        whole = ids = self.prompt({"messages": messages})
         limit = context - min(answer, context // 4)
-        out = 0
-        while len(ids) > limit and first + out + 2 < len(messages):
-            out += 2
-            ids = self.prompt({"messages": [*messages[:first], *messages[first + out :]]})
+
+        def without(turns: int) -> list[int]:
+            return self.prompt({"messages": [*messages[:first], *messages[first + 2 * turns :]]})
+
+        whole = without(0)
+        low, high = 0, (len(messages) - first - 1) // 2
+        while low < high:  # the prompt shortens with every turn that it is without
+            middle = (low + high) // 2
+            low, high = (low, middle) if len(without(middle)) <= limit else (middle + 1, high)
+        ids = without(low) if low else whole
         if len(ids) >= context:
             raise UserError(f"this has {len(ids):,} tokens; the model takes {context:,}, its answer included")
-
-        return Fitted(ids, len(whole), out)
+        return Fitted(ids, len(whole), 2 * low)
 
 
 def question_of(conversation: Conversation) -> Conversation:

@@ -25,7 +25,7 @@ from nanochat.optim.build import Optimizers
 from nanochat.optim.settings import OptimizerSettings
 from nanochat.parallel.attention import prefer_cudnn_attention
 from nanochat.parallel.compiling import can_compile
-from nanochat.parallel.precision import newton_schulz_dtype, resolve_precision
+from nanochat.parallel.precision import makes_fp8_products, newton_schulz_dtype, resolve_precision
 from nanochat.parallel.ranks import Ranks, ranks
 from nanochat.parallel.sharding import clip_gradients, sharded_model
 from nanochat.parallel.simulation import LonelyExchange, one_rank_of
@@ -108,6 +108,7 @@ class Bench:
             recompute=self.plan.recompute,
             reshard=self.plan.reshard,
             compiled=self.compiled,
+            fp8=self.job.fp8,
             std_of=nonzero_std,
         )
         exchange = LonelyExchange(mesh) if s.simulate else None
@@ -184,9 +185,9 @@ def bench_train(settings: BenchTrainSettings) -> None:
 
 
 def _measure(s: BenchTrainSettings, r: Ranks) -> tuple[dict[str, Any], str]:
-    dtype = resolve_precision(s.precision, r.device)
+    dtype, fp8 = resolve_precision(s.precision, r.device), makes_fp8_products(s.precision, r.device)
     shape = Shape(s.depth, s.vocab_size, s.max_seq_len)
-    job = job_of(shape, s.tokens(r.world_size), s.sequences, dtype, r)
+    job = job_of(shape, s.tokens(r.world_size), s.sequences, dtype, fp8, r)
     if s.record and not job.on_gpu:
         raise UserError("--record: the planner's table holds GPUs only, and this machine has none")
     if s.record and job.gpu not in [replace(gpu, memory_gib=job.gpu.memory_gib) for gpu in GPUS]:

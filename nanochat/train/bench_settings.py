@@ -33,7 +33,7 @@ class BenchTrainSettings:
     """What the backward pass computes again, as base_train takes it."""
     reshard_after_forward: Literal["auto", "always", "never"] = "auto"
     """Whether whole weights are given up after a layer's forward pass; auto for the planner's choice."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp8"] = "auto"
     """Number format of the computation."""
     compile: bool = True
     """Compile the blocks and the loss."""

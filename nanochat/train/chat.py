@@ -1,11 +1,11 @@
 """Midtraining and supervised fine-tuning: a model learns to converse."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import TypeVar
 
 from nanochat.common.errors import UserError
 from nanochat.common.files import write_json
+from nanochat.common.paths import named_path
 from nanochat.data.conversation_file import ConversationFile
 from nanochat.data.loader import micro_batches
 from nanochat.evals.held_out_loss import held_out_loss
@@ -41,7 +41,7 @@ def train_chat(settings: ChatTrainSettings, name: str, usual: tuple[str, ...]) -
 
 
 def _fingerprint(conversations: str) -> str:
-    return ConversationFile(Path(conversations).expanduser()).fingerprint()
+    return ConversationFile(named_path(conversations)).fingerprint()
 
 
 def row_length(s: StageSettings, config: GPTConfig) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 
 from nanochat.common.console import say, warn
 from nanochat.common.errors import UserError
+from nanochat.common.paths import named_path
 from nanochat.data.conversation_file import ConversationFile
 from nanochat.data.mixture import EndlessPart, FinitePart, Mixture, Part
 from nanochat.data.rendered import keep, open_kept, render
@@ -32,7 +33,7 @@ def count_text(parameters: int) -> str:
 def persona_of(file: str, source: SourceModel, depth: int, vocab_size: int) -> Persona:
     """Who the model is, with the sizes of this run."""
     return Persona.of(
-        Path(file).expanduser() if file else PERSONA_FILE,
+        named_path(file) if file else PERSONA_FILE,
         tag=source.tag,
         parameters=count_text(sizes.parameters(depth, vocab_size)),
         layers=str(depth),
@@ -107,7 +108,7 @@ class ChatData:
 
 
 def _keep_own(path: str, renderer: Renderer) -> Path:
-    own = ConversationFile(Path(path).expanduser())
+    own = ConversationFile(named_path(path))
     return keep(renderer, own, OWN, own.fingerprint())
 
 

@@ -1,10 +1,10 @@
 """Preference learning: the model moves towards the replies that were preferred."""
 
 from dataclasses import replace
-from pathlib import Path
 
 from nanochat.common.console import say
 from nanochat.common.files import write_json
+from nanochat.common.paths import named_path
 from nanochat.data.conversation_file import PreferenceFile
 from nanochat.evals.tasks.identity import PERSONA_KEPT, Persona
 from nanochat.parallel.ranks import Ranks, ranks
@@ -22,7 +22,7 @@ from nanochat.train.stage import Course, already_done, in_stage_of, train
 def train_dpo(settings: DpoSettings) -> None:
     """Train the stage dpo from a finished chat model; at the end `runs/TAG/dpo/model/` stands. Raises UserError for a wrong request."""
     with ranks() as r:
-        r.from_first(lambda: len(PreferenceFile(Path(settings.preferences).expanduser())))
+        r.from_first(lambda: len(PreferenceFile(named_path(settings.preferences))))
         source = r.from_first(lambda: find_source(settings.source, settings.model_tag, ("rl", "sft", "mid")))
         in_stage_of(r, source.tag, "dpo", lambda stage, r: _train(settings, source, stage, r))
 
@@ -30,7 +30,7 @@ def train_dpo(settings: DpoSettings) -> None:
 def _train(settings: DpoSettings, source: SourceModel, stage: StageDirectory, r: Ranks) -> None:
     tokenizer, config = open_source(source, r)
     seq_len = row_length(settings, config)
-    file = PreferenceFile(Path(settings.preferences).expanduser())
+    file = PreferenceFile(named_path(settings.preferences))
     preferences = Preferences.of(file, Renderer(tokenizer), seq_len)
     pairs_per_step = min(settings.pairs_per_step, preferences.pairs)
     pairs_per_step = max(1, pairs_per_step // r.world_size) * r.world_size

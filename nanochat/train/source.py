@@ -9,7 +9,7 @@ import torch
 
 from nanochat.common.errors import UserError
 from nanochat.common.files import read_json
-from nanochat.common.paths import base_dir
+from nanochat.common.paths import base_dir, named_path
 from nanochat.model.config import GPTConfig
 from nanochat.model.directory import check_belongs, each_weight, load_config
 from nanochat.model.find import find_model
@@ -81,7 +81,7 @@ def find_source(source: str, model_tag: str, usual: tuple[str, ...]) -> SourceMo
     Without `source` the first of the `usual` stages that has a finished model. Raises UserError, saying what is there, when there is none.
     """
     if source and source not in STAGES:
-        directory = Path(source).expanduser().absolute()
+        directory = named_path(source).absolute()
         if not (directory / "config.json").is_file() and not _is_checkpoint(directory):
             stages = ", ".join(STAGES)
             raise UserError(f"--source={source}: neither a stage ({stages}), nor a model directory (with a config.json), nor a checkpoint")

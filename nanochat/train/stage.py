@@ -20,7 +20,7 @@ from nanochat.optim.build import Optimizers
 from nanochat.parallel.attention import prefer_cudnn_attention
 from nanochat.parallel.compiling import can_compile
 from nanochat.parallel.out_of_memory import Alarm, can_recover, recover
-from nanochat.parallel.precision import newton_schulz_dtype, resolve_precision
+from nanochat.parallel.precision import makes_fp8_products, newton_schulz_dtype, resolve_precision
 from nanochat.parallel.ranks import Ranks, ranks
 from nanochat.parallel.sharding import sharded_model, whole_weights
 from nanochat.plan import batch, sizes
@@ -114,9 +114,9 @@ def train(course: Course, r: Ranks) -> None:
     """Train, or go on training; at the end the stage's `model/` stands. Every rank calls it."""
     s, stage, config = course.settings, course.stage, course.config
     batch.micro_batches(s.total_batch_size, course.seq_len, r.world_size, s.device_batch_size)
-    dtype = resolve_precision(s.precision, r.device)
+    dtype, fp8 = resolve_precision(s.precision, r.device), makes_fp8_products(s.precision, r.device)
     shape = Shape(config.num_layers, config.vocab_size, course.seq_len)
-    job = job_of(shape, s.total_batch_size, s.device_batch_size, dtype, r)
+    job = job_of(shape, s.total_batch_size, s.device_batch_size, dtype, fp8, r)
     kept = KeptPlan(stage.path / "step_plan.json", job, s)
     plan = r.from_first(kept.choose)
     usd_per_gpu_hour = s.usd_per_gpu_hour if s.usd_per_gpu_hour >= 0 else job.gpu.usd_per_hour
@@ -124,7 +124,7 @@ def train(course: Course, r: Ranks) -> None:
 
     compiled = s.compile and can_compile(r.device)
     prefer_cudnn_attention(r.device, dtype, course.seq_len, config.head_dim)
-    model = sharded_model(config, r, r.mesh(), dtype, s.seed, recompute=plan.recompute, reshard=plan.reshard, compiled=compiled)
+    model = sharded_model(config, r, r.mesh(), dtype, s.seed, recompute=plan.recompute, reshard=plan.reshard, compiled=compiled, fp8=fp8)
     optimizers = Optimizers(model, s, newton_schulz_dtype(dtype, r.device))
     checkpoints = Checkpoints(stage.checkpoints, r)
     state = checkpoints.load(model, optimizers)
@@ -139,7 +139,7 @@ def train(course: Course, r: Ranks) -> None:
     say(
         f"{stage.stage} training {stage.tag}: {sizes.parameters(shape.depth, shape.vocab_size):,} parameters, depth {shape.depth}, "
         f"vocabulary {shape.vocab_size:,}, sequence {course.seq_len:,}; {r.world_size} × {where}, "
-        f"{str(dtype).removeprefix('torch.')}, {'compiled' if compiled else 'not compiled'}"
+        f"{str(dtype).removeprefix('torch.')}{' with products in fp8' if fp8 else ''}, {'compiled' if compiled else 'not compiled'}"
     )
     course.announce(num_iterations)
     if state.step:

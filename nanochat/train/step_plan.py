@@ -155,7 +155,7 @@ def horizon(settings: BaseTrainSettings, plan: StepPlan, usd_per_gpu_hour: float
     )
 
 
-def job_of(shape: Shape, total_batch_size: int, device_batch_size: int, dtype: torch.dtype, ranks: Ranks) -> Job:
+def job_of(shape: Shape, total_batch_size: int, device_batch_size: int, dtype: torch.dtype, fp8: bool, ranks: Ranks) -> Job:
     """What the planner must know of a run on these ranks."""
     return Job(
         shape=shape,
@@ -166,6 +166,7 @@ def job_of(shape: Shape, total_batch_size: int, device_batch_size: int, dtype: t
         device_batch_size=device_batch_size,
         compute_bytes=dtype.itemsize,
         on_gpu=ranks.device.type == "cuda",
+        fp8=fp8,
     )
 
 

@@ -64,6 +64,10 @@ def test_an_older_checkpoint_becomes_a_directory_that_transformers_opens(world: 
     assert card.startswith("---\n")
     assert "license: mit" in card
     assert "step 30" in card
+    again = world.run("scripts.export", f"--model={out}", f"--output={tmp_path / 'again'}")
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / "again/README.md").read_text() == card
+    assert (out / "model.safetensors").stat().st_mode & 0o777 == (out / "config.json").stat().st_mode & 0o777
     earlier = world.run("scripts.export", f"--from_nanochat={old}", f"--output={tmp_path / 'earlier'}", "--step=10")
     assert earlier.returncode == 0, earlier.stderr
     assert float(next(iter(load_model(tmp_path / "earlier", CPU)[0].parameters())).abs().max()) == 0
@@ -116,6 +120,7 @@ def test_wrong_requests(world: World, trained: Path, tmp_path: Path) -> None:
         ((f"--output={tmp_path}",), ("there already",)),
         (("--push_to_hub=name",), ("OWNER/NAME",)),
         ((f"--output={tmp_path / 'x'}", f"--model={tmp_path}"), ("config.json",)),
+        ((f"--output={__file__}/x", f"--model={trained}"), ("--output", "cannot be written")),
         ((f"--output={tmp_path / 'x'}", f"--model={trained}", "--source=base"), ("one of them",)),
         ((f"--output={tmp_path / 'x'}", f"--from_nanochat={trained}"), ("no checkpoint",)),
     ):

@@ -18,3 +18,5 @@ def test_it_prints_what_machines_read(world: World, trained: Path) -> None:
     assert value["times_transformers"] > 0
     wrong_request(world.run("scripts.bench_infer", "--rows=0"), "--rows=0")
     wrong_request(world.run("scripts.bench_infer", "--new_tokens=5000"), "2,048")
+    wrong_request(world.run("scripts.bench_infer", f"--model={trained}", "--new_tokens=64"), "context of 64")
+    wrong_request(world.run("scripts.bench_infer", "--vocab_size=0"), "--vocab_size=0")

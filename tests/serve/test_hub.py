@@ -19,6 +19,11 @@ def test_a_model_goes_to_the_hub_and_is_talked_to_from_there(talking: World, hub
     there = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": hub.token, "HF_HOME": str(tmp_path / "hf")}
     refused = talking.run("scripts.export", "--model_tag=talking", "--push_to_hub=me/talking", **{**there, "HF_TOKEN": "hf_wrong"})
     wrong_request(refused, "me/talking", "HF_TOKEN")
+    nowhere = talking.run(
+        "scripts.export", "--model_tag=talking", "--push_to_hub=me/talking", **{**there, "HF_ENDPOINT": "http://127.0.0.1:9"}
+    )
+    wrong_request(nowhere, "cannot be reached")
+    assert "HF_TOKEN" not in nowhere.stderr
     finished = talking.run("scripts.export", "--model_tag=talking", "--push_to_hub=me/talking", **there)
     assert finished.returncode == 0, finished.stderr
     files = hub.repositories["me/talking"]

@@ -148,6 +148,44 @@ def test_nothing_is_taken_for_html(page: Page) -> None:
     assert asked == []
 
 
+def test_what_is_nested_without_end_is_shown_all_the_same(page: Page) -> None:
+    ask(page, "Say yes.")
+    expect(page.locator("#note")).to_contain_text("a second")
+    for text in (">" * 20_000, "\n".join(" " * depth + "- x" for depth in range(3000)), "`" * 3000, "|\n" + "-" * 4000 + "x"):
+        page.evaluate(
+            """text => { const kept = JSON.parse(localStorage.nanochat); kept.talks[0].messages[1].content = [{type: "text", text}];
+            localStorage.nanochat = JSON.stringify(kept); }""",
+            text,
+        )
+        page.reload()
+        expect(page.locator("#name")).to_have_text("talking-sft")
+        expect(page.locator("li.assistant .body")).not_to_be_empty()
+
+
+def test_two_tabs_keep_what_was_said_in_either(page: Page) -> None:
+    other = page.context.new_page()
+    other.goto(page.url)
+    ask(page, "Say yes.")
+    expect(page.locator("li.assistant .body")).to_have_text("yes!")
+    ask(other, "Say no.")
+    expect(other.locator("li.assistant .body")).to_have_text("no!")
+    page.reload()
+    expect(page.locator("#list .title")).to_have_count(2)
+    other.close()
+
+
+def test_a_message_is_edited_while_its_answer_comes(page: Page) -> None:
+    page.route("**/v1/chat/completions", lambda route: route.continue_(post_data=_rambling(route.request.post_data or "")))
+    ask(page, "Go on.")
+    expect(page.locator("li.assistant .body")).not_to_be_empty()
+    page.get_by_role("button", name="Edit").click()
+    page.unroute("**/v1/chat/completions")
+    page.wait_for_timeout(300)
+    page.get_by_label("Edit your message").fill("Say yes.")
+    page.keyboard.press("Enter")
+    expect(page.locator("li.assistant .body")).to_have_text("yes!")
+
+
 def test_errors_are_said_and_the_keyboard_suffices(page: Page) -> None:
     ask(page, "word " * 1500)
     expect(page.locator("li.assistant .failed")).to_contain_text("the model takes 1,024")

@@ -78,6 +78,23 @@ def test_one_question_and_a_pipe(talking: World) -> None:
     assert base.stdout.startswith("The text")
 
 
+def test_words_do_not_command_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    from nanochat.serve.terminal import _shown
+
+    said = "a\x1b]0;owned\x07\x1b[2J\x9b1m\tb\n\u00e9"
+    assert _shown(said) == said  # in a pipe as it is
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert _shown(said) == "a]0;owned[2J1m\tb\n\u00e9"
+
+
+def test_bytes_that_are_no_text_are_a_question_all_the_same(talking: World) -> None:
+    command = talking.arguments("scripts.chat_cli", "--model_tag=talking", "-t", "0", "-m", "2")
+    piped = subprocess.run(
+        command, input=b"caf\xe9\n", cwd=ROOT, env=talking.environment(PYTHONIOENCODING="utf-8:strict"), capture_output=True
+    )
+    assert piped.returncode == 0, piped.stderr
+
+
 def test_a_conversation_in_a_terminal(terminal: Terminal, tmp_path: Path) -> None:
     terminal.type("Say yes.")
     assert "yes!" in terminal.until("yes!.*> $")

@@ -144,6 +144,29 @@ def test_seeds_repeat_and_choices_differ(web: Web) -> None:
 CHAT = "/v1/chat/completions"
 
 
+def test_what_openais_clients_send_besides_is_understood(web: Web) -> None:
+    assert web.client.models.retrieve("talking-sft").id == "talking-sft"
+    assert web.ask("GET", "/v1/models/none")[0] == 404
+    assert web.ask("HEAD", "/")[0] == 200
+    parts = [{"role": "user", "content": [{"type": "text", "text": "Say "}, {"type": "text", "text": "yes."}]}]
+    nulls = {"n": None, "stream": None, "logprobs": None, "model": None, "stop": None, "seed": None}
+    status, value, _ = web.ask("POST", CHAT, {"messages": parts, "temperature": 0, **nulls})
+    assert (status, value["choices"][0]["message"]["content"]) == (200, "yes!")
+
+
+def test_a_long_conversation_holds_nobody_up(web: Web) -> None:
+    turns = [{"role": role, "content": "word " * 250} for _ in range(255) for role in ("user", "assistant")]
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(web.ask, "POST", CHAT, {"messages": [*turns, *YES], "max_tokens": 4, "truncation": "auto"})
+        waits = []
+        while not asked.done():
+            began = time.monotonic()
+            assert web.ask("GET", "/health")[0] == 200
+            waits.append(time.monotonic() - began)
+        assert asked.result()[0] == 200
+    assert max(waits) < 1.5
+
+
 def test_a_conversation_that_has_outgrown_the_model_can_lose_its_beginning(web: Web) -> None:
     turns = [{"role": role, "content": "word " * 60} for _ in range(10) for role in ("user", "assistant")]
     body = {"messages": [*turns, *YES], "temperature": 0, "max_tokens": 8}
@@ -251,9 +274,13 @@ def test_limits_a_key_and_kept_conversations(talking: World, tmp_path: Path) -> 
     with serving(talking, *flags, NANOCHAT_API_KEY="secret", key="secret") as web:
         status, value, _ = web.ask("POST", CHAT, {"messages": YES})
         assert (status, value["error"]["code"]) == (401, "invalid_api_key")
+        assert web.ask("POST", CHAT, {})[0] == 401  # before anything is said of the body
+        assert web.ask("GET", "/v1/models", Authorization="bearer secret")[0] == 200
+        empty = web.ask("POST", CHAT, {"messages": SUM, "temperature": 0, "max_tokens": 1}, Authorization="Bearer secret")
+        assert empty[1]["choices"][0]["message"]["content"] == ""
         assert web.ask("GET", "/v1/models", Authorization="Bearer wrong\xe9")[0] == 401
         assert web.client.chat.completions.create(model="", messages=YES, temperature=0).choices[0].message.content == "yes!"  # type: ignore[arg-type]
-        kept = json.loads(log.read_text())
+        kept = json.loads(log.read_text())  # one line: an empty answer teaches nothing
         assert [message["content"] for message in kept["messages"]] == ["Say yes.", [{"type": "text", "text": "yes!"}]]
         with pytest.raises(openai.RateLimitError, match="more than 2 answers"):
             web.client.chat.completions.create(model="", messages=YES, n=3)  # type: ignore[arg-type]
@@ -287,6 +314,9 @@ def test_wrong_requests(talking: World, web: Web) -> None:
         (("--model_tag=talking", "--port=99999"), ("--port=99999",)),
         (("--model_tag=talking", "--num_gpus=9"), ("--num_gpus=9",)),
         (("--model_tag=talking", "--max_rows=0"), ("--max_rows=0",)),
+        (("--model_tag=talking", "--max_body_mib=inf"), ("--max_body_mib",)),
+        (("--model_tag=*",), ("--model_tag=*",)),
+        (("--model=~no-such-user/x",), ("no such user",)),
         (("--model_tag=talking", "--port=0", "--log_conversations=/no/such/dir/x"), ("/no/such",)),
     ):
         if "/no/such" not in " ".join(args):

@@ -12,7 +12,7 @@ from pathlib import Path
 from nanochat.common.console import say
 from nanochat.common.errors import UserError
 from nanochat.common.files import atomic_path, remove
-from nanochat.common.paths import base_dir
+from nanochat.common.paths import base_dir, named_path
 from nanochat.evals.core.bundle import CORE_FILE, SMALL, open_bundle
 
 URL = "https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip"
@@ -28,7 +28,7 @@ def bundle_directory(bundle: str) -> Path:
     if bundle == "small":
         return SMALL
     if bundle:
-        path = Path(bundle).expanduser()
+        path = named_path(bundle)
         if path.is_dir():
             return _inner(path)
         if not path.is_file():

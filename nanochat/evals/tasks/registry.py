@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nanochat.common.errors import UserError
+from nanochat.common.paths import named_path
 from nanochat.evals.tasks.arc import ArcChallenge, ArcEasy
 from nanochat.evals.tasks.arithmetic import Arithmetic, WordProblems
 from nanochat.evals.tasks.gsm8k import GSM8K
@@ -64,7 +65,7 @@ def task_dir_of(path: str) -> Path | None:
     """The directory that `--task_dir` names, or None where it is not given. Raises UserError where it is not there."""
     if not path:
         return None
-    directory = Path(path).expanduser()
+    directory = named_path(path)
     if not directory.is_dir():
         raise UserError(f"--task_dir={path}: there is no such directory")
     return directory

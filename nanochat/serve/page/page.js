@@ -6,6 +6,7 @@ const STORE = "nanochat";
 const EXAMPLES = ["Hello! Who are you?", "How many r are in strawberry?", "What is 1234 + 4321?"];
 const DEFAULTS = { temperature: 0.6, topK: 50, maxTokens: 512, system: "", key: "", theme: "" };
 
+const deleted = new Set(); // ids, in this tab
 let state = load();
 let model = null;
 let running = null; // {controller, talk} of the answer that is on its way
@@ -20,7 +21,14 @@ function load() {
   }
 }
 
+// Another tab may have kept conversations since: what it has and this one lacks stays, unless it was deleted here.
+function join() {
+  const mine = new Set(state.talks.map((talk) => talk.id));
+  state.talks.push(...load().talks.filter((talk) => !mine.has(talk.id) && !deleted.has(talk.id)));
+}
+
 function keep() {
+  join();
   try {
     localStorage.setItem(STORE, JSON.stringify(state));
   } catch {
@@ -43,7 +51,7 @@ const note = (text) => { $("note").textContent = text; };
 
 // ---- Markdown, as nodes ----
 
-const INLINE = /(`+)([^]*?[^`])\1(?!`)|\*\*(?=\S)([^]+?\S)\*\*|(?<![\w*])\*(?=\S)([^*]*[^\s*])\*(?!\*)|\[([^\]\n]+)\]\(([^()\s]+)\)|~~(?=\S)([^~]+)~~/;
+const INLINE = /(`{1,3})(?!`)([^]{0,2000}?[^`])\1(?!`)|\*\*(?=\S)([^]+?\S)\*\*|(?<![\w*])\*(?=\S)([^*]*[^\s*])\*(?!\*)|\[([^\]\n]+)\]\(([^()\s]+)\)|~~(?=\S)([^~]+)~~/;
 
 function inline(text) {
   const out = [];
@@ -67,17 +75,19 @@ function lines(text) {
 
 const ITEM = /^(\s*)([-*+]|\d{1,9}[.)])\s+(.*)$/;
 
-function list(rows) {
+const DEEPEST = 16; // lists and quotations within one another; what goes deeper is shown as it was written
+
+function list(rows, level = 0) {
   const ordered = /\d/.test(ITEM.exec(rows[0])[2]);
   const made = node(ordered ? "ol" : "ul", ordered ? { start: parseInt(ITEM.exec(rows[0])[2], 10) } : {});
-  const depth = ITEM.exec(rows[0])[1].length;
+  const indent = ITEM.exec(rows[0])[1].length;
   for (let at = 0; at < rows.length;) {
     const [, , , text] = ITEM.exec(rows[at]) ?? [, , , rows[at].trim()];
     const inner = [];
-    for (at += 1; at < rows.length && !((ITEM.exec(rows[at])?.[1].length ?? Infinity) <= depth); at += 1) inner.push(rows[at]);
-    const nested = inner.findIndex((row) => ITEM.test(row));
+    for (at += 1; at < rows.length && !((ITEM.exec(rows[at])?.[1].length ?? Infinity) <= indent); at += 1) inner.push(rows[at]);
+    const nested = level < DEEPEST ? inner.findIndex((row) => ITEM.test(row)) : -1;
     const own = [text, ...inner.slice(0, nested < 0 ? undefined : nested).map((row) => row.trim())].join("\n");
-    made.append(node("li", {}, ...lines(own), nested < 0 ? null : list(inner.slice(nested))));
+    made.append(node("li", {}, ...lines(own), nested < 0 ? null : list(inner.slice(nested), level + 1)));
   }
   return made;
 }
@@ -94,7 +104,8 @@ function codeBlock(code, language) {
   return node("div", { class: "code" }, node("pre", {}, node("code", language ? { "data-language": language } : {}, code)), button);
 }
 
-function markdown(text) {
+function markdown(text, level = 0) {
+  if (level > DEEPEST) return [node("p", {}, text)];
   const out = [];
   const rows = text.split("\n");
   const isBlock = (row) => /^\s*(```|#{1,6}\s|>|(-{3,}|\*{3,})\s*$)/.test(row) || ITEM.test(row);
@@ -112,12 +123,20 @@ function markdown(text) {
       out.push(node(`h${Math.min(6, marks.length + 1)}`, {}, ...inline(title)));
       at += 1;
     } else if (/^\s*(-{3,}|\*{3,})\s*$/.test(row)) { out.push(node("hr")); at += 1; }
-    else if (/^\s*>/.test(row)) out.push(node("blockquote", {}, ...markdown(take((next) => /^\s*>/.test(next)).map((one) => one.replace(/^\s*> ?/, "")).join("\n"))));
+    else if (/^\s*>/.test(row)) out.push(node("blockquote", {}, ...markdown(take((next) => /^\s*>/.test(next)).map((one) => one.replace(/^\s*> ?/, "")).join("\n"), level + 1)));
     else if (ITEM.test(row)) out.push(list(take((next) => next.trim() && (ITEM.test(next) || /^\s{2,}/.test(next)))));
-    else if (row.includes("|") && /^\s*\|?[\s:|-]*-[\s:|-]*$/.test(rows[at + 1] ?? "")) out.push(table(take((next) => next.includes("|") || /^[\s:|-]+$/.test(next))));
+    else if (row.includes("|") && /^[\s:|-]+$/.test(rows[at + 1] ?? "") && rows[at + 1].includes("-")) out.push(table(take((next) => next.includes("|") || /^[\s:|-]+$/.test(next))));
     else out.push(node("p", {}, ...lines(take((next) => next.trim() && !isBlock(next)).join("\n"))));
   }
   return out;
+}
+
+function asMarkdown(text) {
+  try {
+    return markdown(text);
+  } catch { // too deep for this browser
+    return [node("p", {}, text)];
+  }
 }
 
 // ---- Conversations ----
@@ -144,6 +163,7 @@ function open(id) {
 
 function remove(talk) {
   if (running?.talk === talk) stop();
+  deleted.add(talk.id);
   state.talks = state.talks.filter((other) => other !== talk);
   if (state.current === talk.id) state.current = null;
   keep();
@@ -152,10 +172,14 @@ function remove(talk) {
 
 // ---- Drawing ----
 
-function draw() {
+function drawList() {
   $("list").replaceChildren(...state.talks.map((talk) => node("li", {},
     node("button", { type: "button", class: "title", "aria-current": String(talk.id === state.current), on: { click: () => open(talk.id) } }, titleOf(talk)),
     node("button", { type: "button", "aria-label": `Delete the conversation ${titleOf(talk)}`, on: { click: () => remove(talk) } }, "×"))));
+}
+
+function draw() {
+  drawList();
   const talk = current();
   const shown = talk?.messages.map((message, at) => draw1(talk, message, at)) ?? [];
   $("messages").replaceChildren(...(shown.length ? shown : [empty()]));
@@ -184,7 +208,7 @@ function fill(body, message) {
   const parts = typeof message.content === "string" ? [{ type: "text", text: message.content }] : message.content;
   const out = [];
   for (let at = 0; at < parts.length; at += 1) {
-    if (parts[at].type === "text") { out.push(...markdown(parts[at].text)); continue; }
+    if (parts[at].type === "text") { out.push(...asMarkdown(parts[at].text)); continue; }
     const call = parts[at].type === "python" ? parts[at].text : "";
     if (call && parts[at + 1]?.type === "python_output") at += 1;
     const said = parts[at].type === "python_output" ? parts[at].text : "";
@@ -291,7 +315,7 @@ async function answer(talk, message) {
       method: "POST",
       signal: controller.signal,
       body: JSON.stringify({
-        model, messages: history(talk), temperature, top_k: topK, max_tokens: maxTokens, truncation: "auto",
+        model: model ?? "", messages: history(talk), temperature, top_k: topK, max_tokens: maxTokens, truncation: "auto",
         stream: true, stream_options: { include_usage: true },
       }),
     });
@@ -314,7 +338,7 @@ async function answer(talk, message) {
     cancelAnimationFrame(due);
     if (running === mine) { running = null; busy(false); }
     keep();
-    if (state.current === talk.id) draw();
+    if (state.current === talk.id && !document.querySelector(".edit")) draw();
   }
 }
 
@@ -414,6 +438,8 @@ $("open-settings").addEventListener("click", () => { settings(); $("settings").s
 $("forget").addEventListener("click", () => {
   if (!confirm("Delete every conversation that this browser keeps?")) return;
   stop();
+  join();
+  for (const talk of state.talks) deleted.add(talk.id);
   state.talks = [];
   state.current = null;
   keep();
@@ -431,6 +457,12 @@ async function who() {
   }
 }
 
+window.addEventListener("storage", (event) => {
+  if (event.key !== STORE) return;
+  join();
+  drawList();
+});
+
+who();
 settings();
 draw();
-who();
