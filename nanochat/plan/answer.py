@@ -173,6 +173,8 @@ class Planner:
 
     def _job(self, depth: int) -> Job:
         s = self.settings
+        if s.precision == "fp8" and not self.node.gpu.peak_fp8_flops:
+            raise UserError(f"--precision=fp8: {self.node.gpu.name} has no fp8; use bf16")
         world_size = self.node.count * s.nodes
         device_batch_size, total_batch_size = BATCHES.get(depth, DEFAULT_BATCH)
         return Job(
@@ -182,7 +184,8 @@ class Planner:
             shard_ranks=self.node.count,
             total_batch_size=s.total_batch_size if s.total_batch_size != OFF else _divisible(total_batch_size, s.max_seq_len * world_size),
             device_batch_size=s.device_batch_size if s.device_batch_size != OFF else device_batch_size,
-            compute_bytes=2 if s.precision == "bf16" else 4,
+            compute_bytes=4 if s.precision == "fp32" else 2,
+            fp8=s.precision == "fp8",
         )
 
     def _budget_text(self) -> str:

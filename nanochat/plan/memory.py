@@ -15,6 +15,7 @@ LOGITS_PER_CHUNK_CPU = 2**21  # 512 tokens of a 4,096 vocabulary: near what a ca
 TOKEN_BYTES = 6 * 2 * 8  # ids and targets, int64: those of this micro-batch and of the few that the loader has read ahead
 # Tensors of tokens × width that a layer's backward pass has at once besides what is kept: its own and what it computes again.
 BACKWARD_WIDTHS = {"none": 2, "elementwise": 8, "mlp": 13, "block": 21}
+FP8_BACKWARD_WIDTHS = {"none": 9.9, "elementwise": 9.9, "mlp": 14.4, "block": 22}  # gradients and inputs in eight bits, and turned
 MUON_ROUND_ELEMENTS = 2**27  # of the matrices that a rank orthogonalises at once
 MUON_COPIES = 10  # of them: momentum as it is sent and as it arrives, the iteration's own, results going back, and the next round's
 
@@ -101,7 +102,7 @@ def step_memory(
     in_last_layer = at(
         gradients=shards if accumulates else table / shard_ranks,
         activations=kept,
-        head=BACKWARD_WIDTHS[recompute.of_layer(s.depth - 1)] * width,
+        head=(FP8_BACKWARD_WIDTHS if fp8 else BACKWARD_WIDTHS)[recompute.of_layer(s.depth - 1)] * width,
         communication=(block * (c + arriving) if reshard else (s.parameters - table) * c) + block * c + table * MASTER_BYTES,
     )
     # The embedding's gradient is of the whole table, however few tokens there were.

@@ -47,12 +47,12 @@ def saved_bytes_per_token(shape: Shape, level: str, compute_bytes: int, fp8: boo
     In units of the width d: none keeps the input, its norm, q and k before and after their norms, v, attention's result, the
     projection of it, its norm, the MLP's 4d before and after relu² (18); elementwise the input, q, k, v, attention's result, its
     projection and the 4d (10); mlp is without the 4d (6); block has the input alone. To that come float32 factors of norms
-    and attention's log-sum-exp. With products in fp8, what none keeps of their inputs, eleven widths, is in a byte each, made in
-    the forward pass already; the other levels make it again. tests/parallel/test_recompute.py counts what autograd really keeps.
+    and attention's log-sum-exp. With products in fp8, twelve of the widths that none keeps are in a byte each: inputs as the
+    products read them; the other levels make these again. tests/parallel/test_recompute.py counts what autograd really keeps.
     """
     d, heads = shape.model_dim, shape.num_heads
     return {
-        "none": (18 * compute_bytes - 11 * (compute_bytes - 1) * fp8) * d + (3 * heads + 2) * 4,
+        "none": (18 * compute_bytes - 12 * (compute_bytes - 1) * fp8) * d + (3 * heads + 2) * 4,
         "elementwise": 10 * d * compute_bytes + heads * 4,
         "mlp": 6 * d * compute_bytes + heads * 4,
         "block": d * compute_bytes,

@@ -35,7 +35,7 @@ class PlanSettings:
     """Sequences a GPU handles per pass, at most; -1 for the run scripts' at depths 38 and 52, else 32."""
     total_batch_size: int = OFF
     """Tokens of a step; -1 for the run scripts' at depths 38 and 52, else 524,288 or the nearest that divides."""
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Literal["bf16", "fp8", "fp32"] = "bf16"
     """Number format of the computation."""
     micro_batch_size: int = OFF
     """Sequences that a GPU holds at once; -1 for the fastest that fits."""

@@ -12,6 +12,7 @@ from nanochat.plan.sizes import Shape
 # Shares of the peaks that a step's work reaches, from the H100's measurements: products of two widths (larger ones draw more
 # power, and the power limit is the ceiling), attention forward and backward by its causal count, element-wise kernels of the bandwidth.
 PRODUCTS_SHARE = ((2432, 0.69), (3328, 0.653))
+FP8_PRODUCTS_SHARE = 0.62  # of fp8's own peak: between the 0.53 and 0.72 that an H100 reached at the shapes of d38 and d52
 ATTENTION_SHARE = 0.403
 BANDWIDTH_SHARE = 0.9
 NEWTON_SCHULZ_SHARE = 0.6
@@ -19,6 +20,7 @@ LINK_SHARE = 0.75
 
 ELEMENTWISE_WIDTHS = 88  # reads and writes of tokens × width that a layer's element-wise kernels make, forward and backward
 BYTES_PER_LOGIT = 12  # of the softmax and its gradient
+FP8_WIDTHS = 55  # besides: the largest values, casts and turned copies of what the products read
 RECOMPUTED_WIDTHS = {"none": 0, "elementwise": 16, "mlp": 16, "block": 30}  # element-wise reads and writes made again
 FORWARD_SHARE = 2 / 6  # of the FLOPs of forward and backward
 NEWTON_SCHULZ_FLOPS = 4 * 30 + 2 * 90  # in d³: five iterations on a layer's four square matrices and two of the MLP
@@ -97,6 +99,8 @@ def computing_time(job: Job, micro_batch_size: int, grad_accum_steps: int, recom
     tokens = micro_batch_size * grad_accum_steps * s.seq_len
     peak, bandwidth = gpu.peak_flops(c), BANDWIDTH_SHARE * gpu.bandwidth_bytes_per_s
     product_flops_per_s = products_share(d) * peak
+    layer_flops_per_s = FP8_PRODUCTS_SHARE * (gpu.peak_fp8_flops or peak) if job.fp8 else product_flops_per_s
+    widths = ELEMENTWISE_WIDTHS + (FP8_WIDTHS if job.fp8 else 0)
     attention_flops_per_s = ATTENTION_SHARE * peak
 
     attention_flops = 6 * depth * d * s.seq_len
@@ -108,11 +112,11 @@ def computing_time(job: Job, micro_batch_size: int, grad_accum_steps: int, recom
     sharding_bytes = grad_accum_steps * s.parameters * ((2 if reshard else 1) * gather_bytes + reduce_bytes)
     newton_schulz_flops = depth * NEWTON_SCHULZ_FLOPS * d**3 / job.world_size
     return StepTime(
-        products=tokens * 6 * (s.parameters - s.embedding_parameters) / product_flops_per_s,
+        products=tokens * 6 * (s.depth * s.block_parameters / layer_flops_per_s + s.embedding_parameters / product_flops_per_s),
         attention=tokens * attention_flops / attention_flops_per_s,
-        elementwise=tokens * (ELEMENTWISE_WIDTHS * d * c * depth + BYTES_PER_LOGIT * s.vocab_size) / bandwidth,
+        elementwise=tokens * (widths * d * c * depth + BYTES_PER_LOGIT * s.vocab_size) / bandwidth,
         recompute=tokens
-        * (again.product_flops / product_flops_per_s + again.attention_flops / attention_flops_per_s + again.widths * d * c / bandwidth),
+        * (again.product_flops / layer_flops_per_s + again.attention_flops / attention_flops_per_s + again.widths * d * c / bandwidth),
         sharding=sharding_bytes / bandwidth,
         communication=0.0,
         optimizer=newton_schulz_flops / (NEWTON_SCHULZ_SHARE * peak) + OPTIMIZER_BYTES * s.parameters / job.shard_ranks / bandwidth,
@@ -186,7 +190,8 @@ def predicted_of(row: Measurement, gpu: Gpu) -> StepTime:
     """What the sums give for a measured configuration, without communication, which a rank of many run alone does not have."""
     shape = Shape(row.depth, row.vocab_size, row.seq_len)
     total = row.micro_batch_size * row.grad_accum_steps * row.seq_len * row.world_size
-    job = Job(shape, gpu, row.world_size, row.world_size, total, row.micro_batch_size, 4 if row.precision == "fp32" else 2)
+    width, fp8 = 4 if row.precision == "fp32" else 2, row.precision == "fp8"
+    job = Job(shape, gpu, row.world_size, row.world_size, total, row.micro_batch_size, width, fp8=fp8)
     return computing_time(job, row.micro_batch_size, row.grad_accum_steps, Recompute.parse(row.recompute, row.depth), row.reshard)
 
 

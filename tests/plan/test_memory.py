@@ -47,12 +47,23 @@ def test_the_state_of_a_run_is_sixteen_bytes_a_parameter_or_less() -> None:
     assert memory.parameters + memory.gradients + memory.optimizer == pytest.approx(state / 8)
 
 
-@pytest.mark.parametrize("row", measurements.read(), ids=lambda row: f"{row.gpu}-d{row.depth}-{row.micro_batch_size}-{row.source}")
+# What a layer of the fp8 sketch kept was not counted, so its peak says nothing of this model's.
+COMPARABLE = [row for row in measurements.read() if row.source != "sketch" or row.saved_widths is not None]
+
+
+@pytest.mark.parametrize("row", COMPARABLE, ids=lambda row: f"{row.gpu}-d{row.depth}-{row.micro_batch_size}-{row.source}")
 def test_peaks_are_within_five_percent_of_the_measured_ones(row: measurements.Measurement) -> None:
     shape, size = Shape(row.depth, row.vocab_size, row.seq_len), 4 if row.precision == "fp32" else 2
     recompute = Recompute.parse(row.recompute, row.depth)
     predicted = step_memory(
-        shape, row.micro_batch_size, recompute, row.reshard, row.world_size, size, accumulates=row.grad_accum_steps > 1
+        shape,
+        row.micro_batch_size,
+        recompute,
+        row.reshard,
+        row.world_size,
+        size,
+        accumulates=row.grad_accum_steps > 1,
+        fp8=row.precision == "fp8",
     ).allocated
     if row.saved_widths is not None:
         width = row.micro_batch_size * row.seq_len * shape.model_dim * size

@@ -169,6 +169,7 @@ def test_scripts_read_one_value(capsys: pytest.CaptureFixture[str]) -> None:
         (["--compare", "--field", "usd"], "--compare"),
         (["--nproc_per_node", "16", "--gpus", "8xH100"], "the node has 8"),
         (["--precision", "int4"], "int4"),
+        (["--precision", "fp8", "--gpus", "8xA100"], "A100-80GB has no fp8"),
     ],
 )
 def test_a_wrong_request_is_one_sentence(flags: list[str], words: str) -> None:

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanochat.plan import measurements
+from nanochat.plan.choose import best
 from nanochat.plan.hardware import GPUS, parse_gpus
 from nanochat.plan.recompute import LEVELS, Recompute
 from nanochat.plan.sizes import Shape, flops_per_token
@@ -82,3 +83,13 @@ def test_traffic_by_hand() -> None:
 def test_a_kind_without_measurements_is_not_scaled() -> None:
     assert calibration(parse_gpus("B200")[1], "bf16") == 1
     assert 0.9 < calibration(H100, "bf16") < 1.1
+
+
+def test_fp8_is_faster_where_it_is_and_takes_less_memory() -> None:
+    for depth in (38, 52):
+        job = Job(Shape(depth), H100, 8, 8, 2048 * 8 * 24, 6)
+        bf16, fp8 = best(job), best(replace(job, fp8=True))
+        assert (bf16.job.precision, fp8.job.precision) == ("bf16", "fp8")
+        assert fp8.tok_per_s > 1.2 * bf16.tok_per_s
+        same = [best(each, 4, Recompute(0, depth), True).memory.activations for each in (job, replace(job, fp8=True))]
+        assert same[1] < 0.75 * same[0]

@@ -200,7 +200,7 @@ def test_no_control_characters_where_output_is_no_terminal(world: World) -> None
         (["--eval_every=0"], ["--eval_every=0"]),
         (["--matrix_lr=nan"], ["--matrix_lr"]),
         (["--precision=fp16"], ["fp16"]),
-        (["--precision=fp8"], ["fp8"]),
+        (["--precision=fp8"], ["--precision=fp8", "no GPU", "bf16"]),
         (["--target_param_data_ratio=-1"], ["--num_iterations"]),
         (["--tokenizer=other-5"], ["other-5", "scripts.tok_train"]),
         (["--data=climbmix"], ["climbmix", "scripts.dataset"]),
