@@ -5,9 +5,10 @@ import contextlib
 import hashlib
 import http.server
 import re
-import threading
 from collections.abc import Iterator
 from typing import Any
+
+from tests.local_server import running
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -90,12 +91,5 @@ def serve() -> Iterator[Hub]:
         def log_message(self, *args: Any) -> None:
             pass
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    hub.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
-    try:
+    with running(Handler) as hub.endpoint:
         yield hub
-    finally:
-        server.shutdown()
-        server.server_close()

@@ -6,11 +6,12 @@ import hashlib
 import http.server
 import json
 import re
-import threading
 import urllib.parse
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
+
+from tests.local_server import running
 
 COMMIT = "fedcba9876543210fedcba9876543210fedcba98"
 
@@ -121,12 +122,5 @@ def serve() -> Iterator[ModelHub]:
         def log_message(self, *args: Any) -> None:
             pass
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    hub.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
-    try:
+    with running(Handler) as hub.endpoint:
         yield hub
-    finally:
-        server.shutdown()
-        server.server_close()

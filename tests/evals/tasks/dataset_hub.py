@@ -6,11 +6,12 @@ import hashlib
 import http.server
 import json
 import re
-import threading
 import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from tests.local_server import running
 
 COMMIT = "89abcdef0123456789abcdef0123456789abcdef"
 
@@ -100,11 +101,5 @@ def serve(root: Path) -> Iterator[str]:
             out.append({"path": name, "oid": oid, "size": 0, **kind})
         return out
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        server.server_close()
+    with running(Handler) as endpoint:
+        yield endpoint
