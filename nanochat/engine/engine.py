@@ -129,7 +129,7 @@ def _at_work(model_in_training: bool) -> Iterator[None]:
 
 
 class Engine:
-    """A model at work on a batch of answers. Not for several threads: one calls its methods."""
+    """A model at work on a batch of answers; one that is shared out has its weights whole meanwhile. For one thread, not several."""
 
     def __init__(
         self, model: GPT, tokenizer: Tokenizer, *, max_rows: int = 64, max_held: int = 0, guesses: int = 0, compiled: bool = False

@@ -27,9 +27,9 @@ def evaluation_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
 
 
-def newton_schulz_dtype(compute_dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """What Muon orthogonalises in: bf16 on a GPU that computes in it, else float32."""
-    return torch.bfloat16 if device.type == "cuda" and compute_dtype != torch.float32 else torch.float32
+def newton_schulz_dtype(compute_dtype: torch.dtype) -> torch.dtype:
+    """What Muon orthogonalises in: bf16 where the model computes in it, else float32."""
+    return torch.bfloat16 if compute_dtype == torch.bfloat16 else torch.float32
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype:

@@ -112,7 +112,7 @@ class Bench:
             std_of=nonzero_std,
         )
         exchange = LonelyExchange(mesh) if s.simulate else None
-        self.optimizers = Optimizers(self.model, OptimizerSettings(), newton_schulz_dtype(self.dtype, r.device), exchange)
+        self.optimizers = Optimizers(self.model, OptimizerSettings(), newton_schulz_dtype(self.dtype), exchange)
         self.split = split_of(self.plan, r)
         self.batches = random_batches(s, self.split, r.device)
 

@@ -125,7 +125,7 @@ def train(course: Course, r: Ranks) -> None:
     compiled = s.compile and can_compile(r.device)
     prefer_cudnn_attention(r.device, dtype, course.seq_len, config.head_dim)
     model = sharded_model(config, r, r.mesh(), dtype, s.seed, recompute=plan.recompute, reshard=plan.reshard, compiled=compiled, fp8=fp8)
-    optimizers = Optimizers(model, s, newton_schulz_dtype(dtype, r.device))
+    optimizers = Optimizers(model, s, newton_schulz_dtype(dtype))
     checkpoints = Checkpoints(stage.checkpoints, r)
     state = checkpoints.load(model, optimizers)
     if state.step == 0 and course.source:
