@@ -33,7 +33,7 @@ async def stream_for(seconds: float, web: Web) -> list[int]:
             last = b""
             while line := await reader.readline():
                 if line.startswith(b"data: "):
-                    assert b'"error"' not in line, line
+                    assert not line.startswith(b'data: {"error"'), line
                     pieces[number] += time.monotonic() < until
                     last = line
             assert last == b"data: [DONE]\n"
