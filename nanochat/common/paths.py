@@ -14,12 +14,14 @@ def named_path(text: str) -> Path:
         raise UserError(f"{text}: there is no such user") from None
 
 
-def base_dir() -> Path:
-    """`$NANOCHAT_BASE_DIR`, by default `~/.cache/nanochat`; made when it is not there.
+def base_path() -> Path:
+    """`$NANOCHAT_BASE_DIR`, by default `~/.cache/nanochat`, whether it is there or not."""
+    return named_path(os.environ.get("NANOCHAT_BASE_DIR") or "~/.cache/nanochat").absolute()
 
-    Raises UserError when it cannot be made or written.
-    """
-    path = named_path(os.environ.get("NANOCHAT_BASE_DIR") or "~/.cache/nanochat").absolute()
+
+def base_dir() -> Path:
+    """The same; made when it is not there. Raises UserError when it cannot be made or written."""
+    path = base_path()
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

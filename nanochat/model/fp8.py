@@ -42,41 +42,48 @@ class Fp8Product(torch.autograd.Function):
     """x · weightᵀ with both in fp8, and so are both of its gradients' products."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        """x: (n, in), weight: (out, in), of one dtype → (n, out) in it."""
+    def forward(ctx: Any, x: Tensor, weight: Tensor, fast: bool = False) -> Tensor:
+        """x: (n, in), weight: (out, in), of one dtype → (n, out) in it. fast: whether the gradients' sums are the short ones too."""
         x8, x_scale = quantized(x, INPUT)
         w8, w_scale = quantized(weight, INPUT)
         ctx.save_for_backward(x8, x_scale, weight, w_scale)
+        ctx.fast = fast
         return _product(x8, x_scale, w8.t(), w_scale, x.dtype, fast=True)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor, None]:
         """Both gradients in the compute dtype. The weight is made eight bits again, with the scale that it had: keeping it costs more."""
         x8, x_scale, weight, w_scale = ctx.saved_tensors
-        dtype = weight.dtype
+        dtype, fast = weight.dtype, ctx.fast
         g8, g_scale = quantized(upstream[0], GRADIENT)
         w8 = (weight.float() / w_scale).to(INPUT)
-        d_x = _product(g8, g_scale, _turned(w8).t(), w_scale, dtype, fast=False)
-        d_weight = _product(_turned(g8), g_scale, _turned(x8).t(), x_scale, dtype, fast=False)
-        return d_x, d_weight
+        d_x = _product(g8, g_scale, _turned(w8).t(), w_scale, dtype, fast)
+        d_weight = _product(_turned(g8), g_scale, _turned(x8).t(), x_scale, dtype, fast)
+        return d_x, d_weight, None
 
 
 class Fp8Linear(nn.Linear):
     """A layer without bias whose products are made in fp8."""
 
+    fast: bool
+
     def forward(self, x: Tensor) -> Tensor:
         """x: (…, in) → (…, out)."""
         if not torch.is_grad_enabled():  # evaluations and samples, whose few tokens gain nothing
             return super().forward(x)
-        product: Tensor = Fp8Product.apply(x.flatten(0, -2), self.weight)
+        product: Tensor = Fp8Product.apply(x.flatten(0, -2), self.weight, self.fast)
         return product.view(*x.shape[:-1], -1)
 
 
-def use_fp8(model: GPT) -> None:
-    """Let the products inside the model's layers be made in fp8, in place. Raises ValueError where their sizes do not allow it."""
+def use_fp8(model: GPT, fast: bool = False) -> None:
+    """Let the products inside the model's layers be made in fp8, in place. Raises ValueError where their sizes do not allow it.
+
+    fast: let gradients be summed in the tensor cores' shorter registers, as the forward products are.
+    """
     for module in model.model.layers.modules():
         if isinstance(module, nn.Linear):
             if module.in_features % MULTIPLE or module.out_features % MULTIPLE:
                 raise ValueError(f"fp8 needs sizes that divide by {MULTIPLE}, not {module.out_features} × {module.in_features}")
             module.__class__ = Fp8Linear
+            setattr(module, "fast", fast)  # noqa: B010  mypy takes the class for what it was

@@ -4,12 +4,14 @@ Rotary positions, then RMSNorm on q and k; RMSNorm without weights everywhere, o
 untied embedding and head; no biases; soft-capped logits. Sharding, precision and compilation are applied from outside.
 """
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nanochat.model.attention import fused_attention
 from nanochat.model.config import GPTConfig
 from nanochat.model.loss import Head
 
@@ -87,6 +89,7 @@ class Block(nn.Module):
     def __init__(self, config: GPTConfig, layer: int):
         super().__init__()
         self.layer, self.eps = layer, config.rms_norm_eps
+        self.attend: Callable[[Tensor, Tensor, Tensor], Tensor] = fused_attention  # another way may take its place
         self.self_attn = Attention(config)
         self.mlp = MLP(config)
 
@@ -104,7 +107,7 @@ class Block(nn.Module):
         q, k, v = self.before_attention(x, cos, sin)
         if cache is not None:
             return self.after_attention(x, cache.attend(self.layer, q, k, v))
-        return self.after_attention(x, F.scaled_dot_product_attention(q, k, v, is_causal=x.size(1) > 1))
+        return self.after_attention(x, self.attend(q, k, v))
 
 
 class Trunk(nn.Module):

@@ -15,10 +15,17 @@ class Optimizers:
     """AdamW for embedding and head, Muon for every matrix inside the blocks, stepped as one.
 
     Made after the model is sharded, which replaces its parameters. `exchange` stands in for Muon's collectives where there
-    are no other ranks to talk to.
+    are no other ranks to talk to. way: how Muon orthogonalises (see newton_schulz).
     """
 
-    def __init__(self, model: GPT, settings: OptimizerSettings, newton_schulz_dtype: torch.dtype, exchange: Exchange | None = None):
+    def __init__(
+        self,
+        model: GPT,
+        settings: OptimizerSettings,
+        newton_schulz_dtype: torch.dtype,
+        exchange: Exchange | None = None,
+        way: str = "plain",
+    ):
         self.settings = settings
         width_scale = (model.config.hidden_size / REFERENCE_WIDTH) ** -0.5
         matrices = list(model.model.layers.parameters())
@@ -32,7 +39,7 @@ class Optimizers:
             weight_decay=settings.weight_decay,
             fused=True,
         )
-        self.muon = Muon(matrices, settings.matrix_lr, muon_momentum(0), newton_schulz_dtype, exchange)
+        self.muon = Muon(matrices, settings.matrix_lr, muon_momentum(0), newton_schulz_dtype, exchange, way)
         self.all: tuple[torch.optim.Optimizer, ...] = (self.adamw, self.muon)
         for optimizer in self.all:
             for group in optimizer.param_groups:

@@ -24,12 +24,21 @@ def joined(tensors: list[Tensor], dim: int = 0) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """W ← W − lr · √max(1, rows/cols) · orthogonalize(Nesterov momentum), for two-dimensional parameters.
 
-    Parameters are plain tensors, or DTensors as `fully_shard` makes them. Matrices travel and are orthogonalised in `dtype`.
+    Parameters are plain tensors, or DTensors as `fully_shard` makes them. Matrices travel and are orthogonalised in `dtype`,
+    in one of newton_schulz's ways.
     """
 
-    def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float, dtype: torch.dtype, exchange: Exchange | None = None):
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter],
+        lr: float,
+        momentum: float,
+        dtype: torch.dtype,
+        exchange: Exchange | None = None,
+        way: str = "plain",
+    ):
         super().__init__(params, {"lr": lr, "momentum": momentum})
-        self.dtype = dtype
+        self.dtype, self.way = dtype, way
         self.exchange = exchange or Exchange(mesh_of(p for group in self.param_groups for p in group["params"]))
 
     @torch.no_grad()
@@ -72,7 +81,7 @@ class Muon(torch.optim.Optimizer):
 
         wait()
         parts = [part.view(owned[e.shard], each, cols) for part, each in zip(back.split(wholes), held, strict=True)]
-        result = orthogonalize(joined(parts, dim=1), self.dtype)
+        result = orthogonalize(joined(parts, dim=1), self.dtype, self.way)
         out = joined([piece.flatten() for piece in result.split(held, dim=1)])
         del parts, result
         back, wait = e.all_to_all(out, wholes, pieces)

@@ -1,46 +1,82 @@
-"""Which kernel computes attention on a GPU."""
+"""Which of torch's kernels computes attention."""
 
-from contextlib import AbstractContextManager
+import contextlib
+from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
+from torch.nn import attention as torch_attention
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from nanochat.common.console import warn
+BACKENDS = {
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "fa3": SDPBackend.FLASH_ATTENTION,
+    "fa4": SDPBackend.FLASH_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "math": SDPBackend.MATH,
+}
+PACKAGES = {"fa3": "FA3", "fa4": "FA4"}  # as torch registers them
 
-FASTEST_FROM = (9, 0)  # on Hopper cuDNN's forward and backward reach 399 TFLOP/s where FlashAttention-2 reaches 236
 
-
-def attention_of_any_shape() -> AbstractContextManager[None]:
+@contextlib.contextmanager
+def attention_of_any_shape() -> Iterator[None]:
     """Within it attention runs on kernels that take one query, and lengths that change from pass to pass.
 
-    cuDNN refuses the one and makes a new plan for each of the others.
+    cuDNN refuses the one and makes a new plan for each of the others; later FlashAttentions are not proven for either.
     """
-    context: AbstractContextManager[None] = sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
-    return context
-
-
-def prefer_cudnn_attention(device: torch.device, dtype: torch.dtype, seq_len: int, head_dim: int) -> bool:
-    """Let attention run on cuDNN where that is faster and proves itself on this machine; returns whether it does."""
-    if device.type != "cuda" or dtype == torch.float32 or torch.version.hip or torch.cuda.get_device_capability(device) < FASTEST_FROM:
-        return False
-    q = torch.randn(1, seq_len, 2, head_dim, device=device, dtype=dtype, requires_grad=True)  # laid out as the model does
-
-    def result_and_gradient(backend: SDPBackend) -> tuple[torch.Tensor, torch.Tensor]:
-        with sdpa_kernel(backend):
-            heads = q.transpose(1, 2)
-            y = F.scaled_dot_product_attention(heads, heads, heads, is_causal=True)
-        return y.detach(), torch.autograd.grad(y.square().sum(), q)[0]
-
-    wanted = result_and_gradient(SDPBackend.MATH)
+    package = _active_package()
+    _take_package(None)
     try:
-        got = result_and_gradient(SDPBackend.CUDNN_ATTENTION)
-        works = all(torch.allclose(a, b, atol=0.05, rtol=0.05) for a, b in zip(got, wanted, strict=True))
-    except RuntimeError:
-        works = False
-    torch.backends.cuda.enable_cudnn_sdp(works)
-    torch.backends.cuda.enable_flash_sdp(not works)
-    torch.backends.cuda.enable_mem_efficient_sdp(not works)
-    if not works:
-        warn("cuDNN's attention does not work here; FlashAttention-2 takes its place, more slowly")
-    return works
+        with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
+            yield
+    finally:
+        _take_package(package)
+
+
+def take_attention(way: str) -> None:
+    """From now on attention runs on this one of torch's kernels; `fused` and `products` leave torch its own choice.
+
+    The plain kernel stays allowed besides, for what the chosen one refuses. Raises what an installed package raises.
+    """
+    _take_package(PACKAGES.get(way))
+    wanted = BACKENDS.get(way)
+    for backend, enable in (
+        (SDPBackend.CUDNN_ATTENTION, torch.backends.cuda.enable_cudnn_sdp),
+        (SDPBackend.FLASH_ATTENTION, torch.backends.cuda.enable_flash_sdp),
+        (SDPBackend.EFFICIENT_ATTENTION, torch.backends.cuda.enable_mem_efficient_sdp),
+    ):
+        enable(wanted in (None, backend))
+
+
+@contextlib.contextmanager
+def only_attention(way: str) -> Iterator[None]:
+    """Within it no other of torch's kernels computes attention: what the chosen one refuses raises RuntimeError."""
+    package = _active_package()
+    _take_package(PACKAGES.get(way))
+    try:
+        with sdpa_kernel([BACKENDS[way]]) if way in BACKENDS else contextlib.nullcontext():
+            yield
+    finally:
+        _take_package(package)
+
+
+def installed_packages() -> list[str]:
+    """Which of `fa3` and `fa4` can be taken on this machine."""
+    found = []
+    for way, package in PACKAGES.items():
+        with contextlib.suppress(Exception):
+            _take_package(package)
+            found.append(way)
+    _take_package(None)
+    return found
+
+
+def _active_package() -> str | None:
+    return getattr(torch_attention, "current_flash_attention_impl", lambda: None)()
+
+
+def _take_package(package: str | None) -> None:
+    if package is not None:
+        torch_attention.activate_flash_attention_impl(package)
+    elif _active_package() is not None:
+        torch_attention.restore_flash_attention_impl()

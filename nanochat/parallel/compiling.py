@@ -22,18 +22,20 @@ def compiler_missing(device: torch.device) -> str:
     return ""
 
 
-def can_compile(device: torch.device) -> bool:
-    """Whether this machine can compile; says in one line what follows from either."""
-    missing = compiler_missing(device)
-    if missing:
+def say_compiling(device: torch.device) -> None:
+    """Say in one line whether this machine can compile, and what follows."""
+    if missing := compiler_missing(device):
         say(f"compile: off, {missing}; the run goes on without compiling, more slowly")
     else:
         say("compiling: the first step takes longer, up to a minute where nothing is cached yet")
-    return not missing
 
 
-def compile_model(model: GPT) -> None:
-    """Compile the layers' forward passes and the loss, in place. What sharding does around a forward pass stays outside."""
+def compile_model(model: GPT, tuned: bool = False) -> None:
+    """Compile the layers' forward passes and the loss, in place. What sharding does around a forward pass stays outside.
+
+    tuned: let the compiler try many kernels for every product, which takes minutes the first time.
+    """
+    mode = "max-autotune-no-cudagraphs" if tuned else None
     for block in model.model.layers:
-        block.forward = torch.compile(block.forward, dynamic=False)
-    model.lm_head.chunk_loss = torch.compile(model.lm_head.chunk_loss, dynamic=False)
+        block.forward = torch.compile(block.forward, dynamic=False, mode=mode)
+    model.lm_head.chunk_loss = torch.compile(model.lm_head.chunk_loss, dynamic=False, mode=mode)

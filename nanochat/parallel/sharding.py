@@ -13,13 +13,15 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
+from nanochat.model.attention import attention_by_products
 from nanochat.model.config import GPTConfig
 from nanochat.model.fp8 import use_fp8
-from nanochat.model.gpt import GPT
+from nanochat.model.gpt import GPT, Block
 from nanochat.model.init import init_weights, initial_std
 from nanochat.parallel.compiling import compile_model
 from nanochat.parallel.ranks import Ranks
 from nanochat.parallel.recomputing import apply_recompute
+from nanochat.plan.recipe import Recipe
 from nanochat.plan.recompute import Recompute
 
 
@@ -100,18 +102,22 @@ def sharded_model(
     *,
     recompute: Recompute,
     reshard: bool,
-    compiled: bool,
+    recipe: Recipe,
     fp8: bool = False,
     std_of: Callable[[str, Tensor], float] = initial_std,
 ) -> GPT:
     """A new model, shared out, ready for training; no process ever holds more of the masters than its shards."""
     with torch.device("meta"):
         model = GPT(config)
+    if recipe.attention == "products":
+        for block in model.model.layers:
+            assert isinstance(block, Block)
+            block.attend = attention_by_products
     if fp8:
-        use_fp8(model)
+        use_fp8(model, fast=recipe.fp8_sums == "short")
     apply_recompute(model, recompute)
-    if compiled:
-        compile_model(model)
+    if recipe.compile != "off":
+        compile_model(model, tuned=recipe.compile == "tuned")
     shard(model, mesh, compute_dtype, reshard)
     model.to_empty(device=ranks.device)
     model.model.init_rotary()

@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 
 from nanochat.common.errors import UserError
 from nanochat.plan import batch, sizes
-from nanochat.plan.measurements import basis, of_kind
 from nanochat.plan.memory import FRAGMENTATION, GIB, Memory, step_memory
+from nanochat.plan.profile import basis, measured
 from nanochat.plan.recompute import LEVELS, Recompute
-from nanochat.plan.step import Job, StepTime, step_time
+from nanochat.plan.step import Job, StepTime, own_step_s, step_time
 
 PEAK_SHARE = 0.95  # of the memory that everything together may take
 RESERVED_SHARE = 0.93  # of the memory that the allocator may hold
@@ -74,12 +74,12 @@ class StepPlan:
     @property
     def estimated(self) -> bool:
         """Whether the speed rests on no measurement of this kind of GPU."""
-        return not of_kind(self.job.gpu.name, self.job.precision)
+        return not measured(self.job.gpu, self.job.precision)
 
     @property
     def basis(self) -> str:
         """What the speed rests on, in words."""
-        return basis(self.job.gpu.name, self.job.precision)
+        return basis(self.job.gpu, self.job.precision)
 
     @property
     def recompute_text(self) -> str:
@@ -99,17 +99,38 @@ def choose(job: Job, micro_batch_size: int | None = None, recompute: Recompute |
 
 
 def best(job: Job, micro_batch_size: int | None = None, recompute: Recompute | None = None, reshard: bool | None = None) -> StepPlan:
-    """Like `choose`; but where nothing fits, the plan that takes the least memory, whose `fits` is false."""
-    fitting: StepPlan | None = None
-    least: StepPlan | None = None
-    for plan in _candidates(job, micro_batch_size, recompute, reshard):
-        if plan.fits:
-            fitting = plan if fitting is None or _order(plan) < _order(fitting) else fitting
-        elif least is None or plan.memory.peak < least.memory.peak:
-            least = plan
-    found = fitting or least
-    assert found is not None  # there is a micro-batch of one sequence, or the one that was asked for
+    """Like `choose`; but where nothing fits, the plan that takes the least memory, whose `fits` is false.
+
+    Where ways to make this very step were measured on this machine, the fastest of those.
+    """
+    wanted = (micro_batch_size, recompute, reshard)
+    tried = [
+        _plan(job, micro, again, give_up) for micro, _, again, give_up in own_step_s(job) if _is_wanted((micro, again, give_up), wanted)
+    ]
+    if own := fastest(tried):
+        return own[0]
+    plans = list(_candidates(job, *wanted))
+    if fitting := fastest(plans):
+        return fitting[0]
+    return min(plans, key=lambda plan: plan.memory.peak)  # there is a micro-batch of one sequence, or the one that was asked for
+
+
+def _is_wanted(way: tuple[object, ...], wanted: tuple[object, ...]) -> bool:
+    return all(asked is None or asked == has for has, asked in zip(way, wanted, strict=True))
+
+
+def fastest(plans: list[StepPlan]) -> list[StepPlan]:
+    """Those that fit, the fastest predicted first, each once."""
+    found: list[StepPlan] = []
+    for plan in sorted((plan for plan in plans if plan.fits), key=_order):
+        if plan not in found:
+            found.append(plan)
     return found
+
+
+def ways(job: Job) -> list[StepPlan]:
+    """What there is to choose from, the fastest predicted first."""
+    return fastest(list(_candidates(job, None, None, None)))
 
 
 def _order(plan: StepPlan) -> tuple[float, Recompute, int, bool]:
@@ -134,10 +155,8 @@ def _candidates(job: Job, micro_batch_size: int | None, recompute: Recompute | N
     for size in allowed:
         for give_up in (False, True) if reshard is None else (reshard,):
 
-            def plan(r: Recompute, size: int = size, give_up: bool = give_up) -> StepPlan:
-                accum = sequences // size
-                memory = step_memory(job.shape, size, r, give_up, job.shard_ranks, job.compute_bytes, job.on_gpu, accum > 1, job.fp8)
-                return StepPlan(job, size, accum, r, give_up, memory, step_time(job, size, accum, r, give_up))
+            def plan(again: Recompute, size: int = size, give_up: bool = give_up) -> StepPlan:
+                return _plan(job, size, again, give_up)
 
             if recompute is not None:
                 yield plan(recompute)
@@ -149,6 +168,24 @@ def _candidates(job: Job, micro_batch_size: int | None, recompute: Recompute | N
                     yield _fewest_layers(plan, level, depth - 1)
                 if not level and whole.fits:
                     break
+
+
+def _plan(job: Job, micro_batch_size: int, recompute: Recompute, reshard: bool) -> StepPlan:
+    accum = job.total_batch_size // (job.shape.seq_len * job.world_size) // micro_batch_size
+    memory = step_memory(
+        job.shape,
+        micro_batch_size,
+        recompute,
+        reshard,
+        job.shard_ranks,
+        job.compute_bytes,
+        job.on_gpu,
+        accumulates=accum > 1,
+        fp8=job.fp8,
+        by_products=job.recipe.attention == "products",
+    )
+    time = step_time(job, micro_batch_size, accum, recompute, reshard)
+    return StepPlan(job, micro_batch_size, accum, recompute, reshard, memory, time)
 
 
 def _fewest_layers(plan: Callable[[Recompute], StepPlan], level: int, most: int) -> StepPlan:

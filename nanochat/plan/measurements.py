@@ -37,8 +37,8 @@ class Measurement:
     """Ranks that share the weights; one of them was run."""
     tok_per_s: float
     """Of the rank."""
-    mfu: float
-    """Share of the dense bf16 peak, by the convention of the plan."""
+    mfu: float | None
+    """Share of the dense bf16 peak, by the convention of the plan; None on a CPU."""
     step_s: float
     """Seconds of a step."""
     peak_allocated_gib: float
@@ -47,8 +47,8 @@ class Measurement:
     """Peak of torch.cuda.max_memory_reserved(); None where it was not kept."""
     torch: str
     """Version."""
-    cuda: str
-    """Version."""
+    cuda: str | None
+    """Version; None on a CPU."""
     date: str | None
     """ISO date; None where it was not kept."""
     command: str | None
@@ -57,13 +57,15 @@ class Measurement:
     """`bench_train`; or `sketch`, an early program with the same sizes whose layers kept more for the backward pass."""
     saved_widths: float | None = None
     """Tensors of tokens × width that a layer kept, where they are not those of this model."""
+    recipe: str = ""
+    """Kernels, as --recipe takes them; empty where they were not kept."""
 
     @property
     def configuration(self) -> tuple[object, ...]:
         """What one row is kept of: the newest measurement of the same configuration takes its place."""
         return (
             *(self.gpu, self.precision, self.depth, self.seq_len, self.vocab_size, self.micro_batch_size, self.grad_accum_steps),
-            *(self.recompute, self.reshard, self.world_size, self.source),
+            *(self.recompute, self.reshard, self.world_size, self.recipe, self.source),
         )
 
 

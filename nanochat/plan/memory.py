@@ -67,9 +67,11 @@ def step_memory(
     on_gpu: bool = True,
     accumulates: bool = True,
     fp8: bool = False,
+    by_products: bool = False,
 ) -> Memory:
     """Memory at the peak of a step of one rank among `shard_ranks` that share the weights.
 
+    by_products: whether attention is made by products, which keep its weights.
     accumulates: whether a step has several micro-batches, so that the gradients of some stand while the next is computed.
     tests/parallel/test_step_memory.py follows every allocation of a step and holds this to their peak.
     """
@@ -81,7 +83,7 @@ def step_memory(
     optimizer = (s.depth * block + 2 * 2 * table) / shard_ranks * MASTER_BYTES
     ids = tokens * TOKEN_BYTES
     # The first norm and the last keep their inputs too.
-    kept = tokens * saved_bytes_per_token_all_layers(s, recompute, c, fp8) + 2 * width + ids
+    kept = tokens * saved_bytes_per_token_all_layers(s, recompute, c, fp8, by_products) + 2 * width + ids
     # Weights arrive in a buffer and are copied out of it; a single rank has them already and only casts them.
     arriving = c if shard_ranks > 1 else 0
 

@@ -6,6 +6,7 @@ from nanochat.common.errors import UserError
 from nanochat.plan.sizes import Shape
 
 LEVELS = ("none", "elementwise", "mlp", "block")
+SCORES_KEPT = 0.68  # of the weights of attention by products: five of eight blocks, and masks
 
 
 @dataclass(frozen=True, order=True)
@@ -41,25 +42,32 @@ class Recompute:
         return LEVELS[self.level] + ("" if self.layers == depth else f":{self.layers}")
 
 
-def saved_bytes_per_token(shape: Shape, level: str, compute_bytes: int, fp8: bool = False) -> int:
+def saved_bytes_per_token(shape: Shape, level: str, compute_bytes: int, fp8: bool = False, by_products: bool = False) -> float:
     """Bytes of one layer that live from its forward to its backward pass, for each token, its input counted in.
 
     In units of the width d: none keeps the input, its norm, q and k before and after their norms, v, attention's result, the
     projection of it, its norm, the MLP's 4d before and after relu² (18); elementwise the input, q, k, v, attention's result, its
     projection and the 4d (10); mlp is without the 4d (6); block has the input alone. To that come float32 factors of norms
     and attention's log-sum-exp. With products in fp8, twelve of the widths that none keeps are in a byte each: inputs as the
-    products read them; the other levels make these again. tests/parallel/test_recompute.py counts what autograd really keeps.
+    products read them; the other levels make these again. Attention by products keeps its weights and
+    three widths more; other levels make it again. tests/parallel/test_recompute.py counts what autograd really keeps.
     """
     d, heads = shape.model_dim, shape.num_heads
-    return {
-        "none": (18 * compute_bytes - 12 * (compute_bytes - 1) * fp8) * d + (3 * heads + 2) * 4,
-        "elementwise": 10 * d * compute_bytes + heads * 4,
-        "mlp": 6 * d * compute_bytes + heads * 4,
-        "block": d * compute_bytes,
-    }[level]
+    scores = heads * shape.seq_len * SCORES_KEPT + 3 * d if by_products and level == "none" else 0
+    return (
+        scores * compute_bytes
+        + {
+            "none": (18 * compute_bytes - 12 * (compute_bytes - 1) * fp8) * d + (3 * heads + 2) * 4,
+            "elementwise": 10 * d * compute_bytes + heads * 4,
+            "mlp": 6 * d * compute_bytes + heads * 4,
+            "block": d * compute_bytes,
+        }[level]
+    )
 
 
-def saved_bytes_per_token_all_layers(shape: Shape, recompute: Recompute, compute_bytes: int, fp8: bool = False) -> int:
+def saved_bytes_per_token_all_layers(
+    shape: Shape, recompute: Recompute, compute_bytes: int, fp8: bool = False, by_products: bool = False
+) -> float:
     """Of all layers together."""
-    kept = {level: saved_bytes_per_token(shape, level, compute_bytes, fp8) for level in LEVELS}
+    kept = {level: saved_bytes_per_token(shape, level, compute_bytes, fp8, by_products) for level in LEVELS}
     return recompute.layers * kept[recompute.of_layer(0)] + (shape.depth - recompute.layers) * kept[recompute.of_layer(recompute.layers)]

@@ -5,7 +5,9 @@ from dataclasses import dataclass, fields, replace
 from functools import cache
 
 from nanochat.plan.hardware import Gpu
-from nanochat.plan.measurements import Measurement, of_kind
+from nanochat.plan.measurements import Measurement
+from nanochat.plan.profile import measured, profile_of
+from nanochat.plan.recipe import PLAIN, Recipe
 from nanochat.plan.recompute import Recompute
 from nanochat.plan.sizes import Shape
 
@@ -52,6 +54,8 @@ class Job:
     """Whether it runs on GPUs."""
     fp8: bool = False
     """Whether the products inside layers are made in fp8."""
+    recipe: Recipe = PLAIN
+    """The kernels."""
     network_bytes_per_s: float = NETWORK_BYTES_PER_S
     """Between nodes, of one GPU, in one direction."""
 
@@ -87,8 +91,13 @@ class StepTime:
 
 
 def step_time(job: Job, micro_batch_size: int, grad_accum_steps: int, recompute: Recompute, reshard: bool) -> StepTime:
-    """Predicted seconds of a step: the work's amount over what the GPU does of it, scaled to what was measured on its kind."""
-    computing = scaled(computing_time(job, micro_batch_size, grad_accum_steps, recompute, reshard), calibration(job.gpu, job.precision))
+    """Predicted seconds of a step: the work's amount over what the GPU does of it, scaled to what was measured on its kind.
+
+    Where this very step was measured on this machine, its time is that.
+    """
+    sums = computing_time(job, micro_batch_size, grad_accum_steps, recompute, reshard)
+    taken = own_step_s(job).get((micro_batch_size, grad_accum_steps, recompute, reshard))
+    computing = scaled(sums, taken / sums.total if taken else calibration(job.gpu, job.precision))
     return replace(computing, communication=_communication(job, computing, grad_accum_steps, reshard))
 
 
@@ -195,8 +204,31 @@ def predicted_of(row: Measurement, gpu: Gpu) -> StepTime:
     return computing_time(job, row.micro_batch_size, row.grad_accum_steps, Recompute.parse(row.recompute, row.depth), row.reshard)
 
 
-@cache
 def calibration(gpu: Gpu, precision: str) -> float:
     """Measured over predicted seconds of a step on this kind of GPU, their geometric mean; 1 where nothing was measured."""
-    ratios = [math.log(row.step_s / predicted_of(row, gpu).total) for row in of_kind(gpu.name, precision)]
+    return _geometric_mean(gpu, measured(gpu, precision))
+
+
+@cache
+def _geometric_mean(gpu: Gpu, rows: tuple[Measurement, ...]) -> float:
+    ratios = [math.log(row.step_s / predicted_of(row, gpu).total) for row in rows]
     return math.exp(sum(ratios) / len(ratios)) if ratios else 1.0
+
+
+Configuration = tuple[int, int, Recompute, bool]
+
+
+def own_step_s(job: Job) -> dict[Configuration, float]:
+    """Seconds of every way to make this job's step that was measured on this machine, the fastest kernels of each.
+
+    By micro-batch, number of micro-batches, what is recomputed, and whether weights are given up.
+    """
+    profile = profile_of(job.gpu)
+    found: dict[Configuration, float] = {}
+    s, sequences = job.shape, job.total_batch_size // (job.shape.seq_len * job.world_size)
+    size = (s.depth, s.seq_len, s.vocab_size, job.shard_ranks, job.precision, sequences)
+    for row in profile.rows if profile else ():
+        if (row.depth, row.seq_len, row.vocab_size, row.world_size, row.precision, row.micro_batch_size * row.grad_accum_steps) == size:
+            way = (row.micro_batch_size, row.grad_accum_steps, Recompute.parse(row.recompute, row.depth), row.reshard)
+            found[way] = min(row.step_s, found.get(way, row.step_s))
+    return found

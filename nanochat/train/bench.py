@@ -23,9 +23,10 @@ from nanochat.model.config import GPTConfig
 from nanochat.model.init import initial_std
 from nanochat.optim.build import Optimizers
 from nanochat.optim.settings import OptimizerSettings
-from nanochat.parallel.attention import prefer_cudnn_attention
-from nanochat.parallel.compiling import can_compile
-from nanochat.parallel.precision import makes_fp8_products, newton_schulz_dtype, resolve_precision
+from nanochat.parallel.compiling import say_compiling
+from nanochat.parallel.kernels import Kernels, settle
+from nanochat.parallel.precision import newton_schulz_dtype
+from nanochat.parallel.proofs import Size
 from nanochat.parallel.ranks import Ranks, ranks
 from nanochat.parallel.sharding import clip_gradients, sharded_model
 from nanochat.parallel.simulation import LonelyExchange, one_rank_of
@@ -33,13 +34,14 @@ from nanochat.plan import measurements
 from nanochat.plan.choose import RESHARD, StepPlan, choose
 from nanochat.plan.hardware import GPUS
 from nanochat.plan.memory import GIB
+from nanochat.plan.profile import profile_of
 from nanochat.plan.recompute import Recompute
 from nanochat.plan.sizes import Shape
 from nanochat.plan.step import Job, traffic_time
 from nanochat.train.bench_baseline import eager_step
 from nanochat.train.bench_settings import OFF, BenchTrainSettings
 from nanochat.train.step import accumulate_gradients
-from nanochat.train.step_plan import job_of, say_plan, split_of
+from nanochat.train.step_plan import job_of, say_plan, split_of, this_gpu
 from nanochat.train.trainer import peak_memory_gib
 
 WARMUP_S = 8.0  # by then a GPU is at its power limit
@@ -89,30 +91,28 @@ class Bench:
 
     settings: BenchTrainSettings
     ranks: Ranks
-    dtype: torch.dtype
+    kernels: Kernels
     job: Job
     plan: StepPlan
 
     def __post_init__(self) -> None:
         s, r = self.settings, self.ranks
-        self.compiled = s.compile and can_compile(r.device)
-        config = GPTConfig.from_depth(s.depth, s.vocab_size, s.max_seq_len)
-        prefer_cudnn_attention(r.device, self.dtype, s.max_seq_len, config.head_dim)
-        mesh = r.mesh()
+        kernels, mesh = self.kernels, r.mesh()
+        kernels.take(r.world_size)
         self.model = sharded_model(
-            config,
+            GPTConfig.from_depth(s.depth, s.vocab_size, s.max_seq_len),
             r,
             mesh,
-            self.dtype,
+            kernels.dtype,
             seed=0,
             recompute=self.plan.recompute,
             reshard=self.plan.reshard,
-            compiled=self.compiled,
-            fp8=self.job.fp8,
+            recipe=kernels.recipe,
+            fp8=kernels.fp8,
             std_of=nonzero_std,
         )
         exchange = LonelyExchange(mesh) if s.simulate else None
-        self.optimizers = Optimizers(self.model, OptimizerSettings(), newton_schulz_dtype(self.dtype), exchange)
+        self.optimizers = Optimizers(self.model, OptimizerSettings(), newton_schulz_dtype(kernels.dtype), exchange, kernels.recipe.muon)
         self.split = split_of(self.plan, r)
         self.batches = random_batches(s, self.split, r.device)
 
@@ -185,17 +185,22 @@ def bench_train(settings: BenchTrainSettings) -> None:
 
 
 def _measure(s: BenchTrainSettings, r: Ranks) -> tuple[dict[str, Any], str]:
-    dtype, fp8 = resolve_precision(s.precision, r.device), makes_fp8_products(s.precision, r.device)
-    shape = Shape(s.depth, s.vocab_size, s.max_seq_len)
-    job = job_of(shape, s.tokens(r.world_size), s.sequences, dtype, fp8, r)
+    shape, gpu = Shape(s.depth, s.vocab_size, s.max_seq_len), this_gpu(r)
+    kernels = r.from_first(
+        lambda: settle(s.precision, s.recipe, s.compile, Size(r.device, s.depth, s.max_seq_len, s.vocab_size), profile_of(gpu))
+    )
+    job = job_of(shape, s.tokens(r.world_size), s.sequences, kernels, gpu, r)
     if s.record and not job.on_gpu:
         raise UserError("--record: the planner's table holds GPUs only, and this machine has none")
     if s.record and job.gpu not in [replace(gpu, memory_gib=job.gpu.memory_gib) for gpu in GPUS]:
         raise UserError(f"--record: {job.gpu.name} is not in the planner's table of GPUs (nanochat/plan/hardware.py): add it there first")
     recompute = None if s.recompute == "auto" else Recompute.parse(s.recompute, s.depth)
     plan = choose(job, None if s.micro_batch_size == OFF else s.micro_batch_size, recompute, RESHARD[s.reshard_after_forward])
+    if s.compile:
+        say_compiling(r.device)
+    say(kernels.text)
     say_plan(plan)
-    bench = Bench(s, r, dtype, job, plan)
+    bench = Bench(s, r, kernels, job, plan)
     first_step_s = bench.timed()
     warmup_s = s.warmup_s if s.warmup_s != OFF else WARMUP_S if job.on_gpu else 0.0
     passed = bench.timed()
@@ -246,7 +251,8 @@ def _result(s: BenchTrainSettings, r: Ranks, plan: StepPlan, step_s: float, firs
         "grad_accum_steps": plan.grad_accum_steps,
         "recompute": plan.recompute_text,
         "reshard": plan.reshard,
-        "compiled": s.compile,
+        "recipe": job.recipe.text,
+        "compiled": job.recipe.compile != "off",
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
     }
@@ -254,12 +260,24 @@ def _result(s: BenchTrainSettings, r: Ranks, plan: StepPlan, step_s: float, firs
 
 def _row(s: BenchTrainSettings, result: dict[str, Any]) -> measurements.Measurement:
     """The result as a row of the planner's table."""
-    same = ("gpu", "precision", "depth", "vocab_size", "micro_batch_size", "grad_accum_steps", "recompute", "reshard", "world_size")
+    same = (
+        "gpu",
+        "precision",
+        "depth",
+        "vocab_size",
+        "micro_batch_size",
+        "grad_accum_steps",
+        "recompute",
+        "reshard",
+        "world_size",
+        "recipe",
+    )
     figures = ("tok_per_s", "mfu", "step_s", "peak_allocated_gib", "peak_reserved_gib", "torch", "cuda")
     command = (
         f"python -m scripts.bench_train --simulate --world_size={s.world_size} --depth={s.depth} --max_seq_len={s.max_seq_len} "
         f"--device_batch_size={s.sequences} --total_batch_size={result['total_batch_size']} --precision={result['precision']} "
         f"--vocab_size={s.vocab_size} --micro_batch_size={result['micro_batch_size']} --recompute={result['recompute']} "
+        f"--recipe={result['recipe']} "
         f"--reshard_after_forward={'always' if result['reshard'] else 'never'}"
     )
     return measurements.Measurement(

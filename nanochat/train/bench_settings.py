@@ -5,6 +5,7 @@ from typing import Literal
 
 from nanochat.common.errors import UserError
 from nanochat.plan import batch, sizes
+from nanochat.plan.recipe import check_recipe
 from nanochat.plan.recompute import Recompute
 from nanochat.plan.settings import BATCHES, DEFAULT_BATCH, OFF
 
@@ -35,6 +36,8 @@ class BenchTrainSettings:
     """Whether whole weights are given up after a layer's forward pass; auto for the planner's choice."""
     precision: Literal["auto", "fp32", "bf16", "fp8"] = "auto"
     """Number format of the computation."""
+    recipe: str = "auto"
+    """Kernels, as base_train takes them."""
     compile: bool = True
     """Compile the blocks and the loss."""
     num_iterations: int = 10
@@ -70,6 +73,7 @@ class BenchTrainSettings:
                 raise UserError(f"--{name}={getattr(self, name)}: must be 1 or more, or -1")
         if self.recompute != "auto":
             Recompute.parse(self.recompute, self.depth)
+        check_recipe(self.recipe)
         if self.world_size > 1 and not self.simulate:
             raise UserError(f"--world_size={self.world_size}: needs --simulate; to run on real ranks start this with torchrun instead")
         if self.simulate:

@@ -8,6 +8,7 @@ from nanochat.common.errors import UserError
 from nanochat.optim.settings import OptimizerSettings
 from nanochat.plan import batch, sizes
 from nanochat.plan.budget import EVAL_EVERY, EVAL_TOKENS
+from nanochat.plan.recipe import check_recipe
 from nanochat.plan.recompute import Recompute
 
 OFF = -1
@@ -33,6 +34,9 @@ class TrainSettings(OptimizerSettings):
     """Whether whole weights are given up after a layer's forward pass; auto for the planner's choice."""
     precision: Literal["auto", "fp32", "bf16", "fp8"] = "auto"
     """Number format of the computation; auto is bf16 where the hardware has it, else fp32."""
+    recipe: str = "auto"
+    """Kernels: some of scripts.tune's choices, as in attention=flash,muon=plain, in place of those that it found fastest here; auto
+    for just those, or where it has not been run defaults."""
     compile: bool = True
     """Compile the blocks and the loss."""
     grad_clip: float = 1.0
@@ -64,6 +68,7 @@ class TrainSettings(OptimizerSettings):
         for name in ("device_batch_size", "total_batch_size", "eval_tokens"):
             if getattr(self, name) < 1 and not (name in self.INHERITED and getattr(self, name) == OFF):
                 raise UserError(f"--{name}={getattr(self, name)}: must be 1 or more")
+        check_recipe(self.recipe)
         if self.micro_batch_size < 1 and self.micro_batch_size != OFF:
             raise UserError(f"--micro_batch_size={self.micro_batch_size}: must be 1 or more, or -1 for the planner's choice")
         for name in ("eval_every", "sample_every", "save_every"):

@@ -17,14 +17,16 @@ from nanochat.model.config import GPTConfig
 from nanochat.model.directory import save_model
 from nanochat.model.gpt import GPT
 from nanochat.optim.build import Optimizers
-from nanochat.parallel.attention import prefer_cudnn_attention
-from nanochat.parallel.compiling import can_compile
+from nanochat.parallel.compiling import say_compiling
+from nanochat.parallel.kernels import settle
 from nanochat.parallel.out_of_memory import Alarm, can_recover, recover
-from nanochat.parallel.precision import makes_fp8_products, newton_schulz_dtype, resolve_precision
+from nanochat.parallel.precision import newton_schulz_dtype
+from nanochat.parallel.proofs import Size
 from nanochat.parallel.ranks import Ranks, ranks
 from nanochat.parallel.sharding import sharded_model, whole_weights
 from nanochat.plan import batch, sizes
 from nanochat.plan.choose import StepPlan
+from nanochat.plan.profile import profile_of
 from nanochat.plan.sizes import Shape
 from nanochat.tokenizer.tokenizer import Tokenizer
 from nanochat.train.checkpoint import Checkpoints, RunState
@@ -32,7 +34,7 @@ from nanochat.train.metrics import Metrics
 from nanochat.train.run_directory import StageDirectory
 from nanochat.train.settings import TrainSettings
 from nanochat.train.source import load_weights
-from nanochat.train.step_plan import KeptPlan, half_of, job_of, plan_check, same_gpus, say_plan, split_of
+from nanochat.train.step_plan import KeptPlan, half_of, job_of, plan_check, same_gpus, say_plan, split_of, this_gpu
 from nanochat.train.trainer import Evaluation, Trainer
 
 AGAIN = "again"  # in a stage's directory: its ranks stopped together, and its launcher is to start them again
@@ -114,18 +116,23 @@ def train(course: Course, r: Ranks) -> None:
     """Train, or go on training; at the end the stage's `model/` stands. Every rank calls it."""
     s, stage, config = course.settings, course.stage, course.config
     batch.micro_batches(s.total_batch_size, course.seq_len, r.world_size, s.device_batch_size)
-    dtype, fp8 = resolve_precision(s.precision, r.device), makes_fp8_products(s.precision, r.device)
-    shape = Shape(config.num_layers, config.vocab_size, course.seq_len)
-    job = job_of(shape, s.total_batch_size, s.device_batch_size, dtype, fp8, r)
-    kept = KeptPlan(stage.path / "step_plan.json", job, s)
-    plan = r.from_first(kept.choose)
+    shape, gpu = Shape(config.num_layers, config.vocab_size, course.seq_len), this_gpu(r)
+    kept = KeptPlan(stage.path / "step_plan.json", s, r.world_size, gpu)
+    size = Size(r.device, shape.depth, shape.seq_len, shape.vocab_size)
+    kernels = r.from_first(lambda: settle(s.precision, s.recipe, s.compile, size, profile_of(gpu), kept.kernels()))
+    kernels.take(r.world_size)
+    dtype, recipe = kernels.dtype, kernels.recipe
+    job = job_of(shape, s.total_batch_size, s.device_batch_size, kernels, gpu, r)
+    plan = r.from_first(lambda: kept.choose(job))
     usd_per_gpu_hour = s.usd_per_gpu_hour if s.usd_per_gpu_hour >= 0 else job.gpu.usd_per_hour
     num_iterations = r.from_first(lambda: course.num_iterations(plan, usd_per_gpu_hour))
 
-    compiled = s.compile and can_compile(r.device)
-    prefer_cudnn_attention(r.device, dtype, course.seq_len, config.head_dim)
-    model = sharded_model(config, r, r.mesh(), dtype, s.seed, recompute=plan.recompute, reshard=plan.reshard, compiled=compiled, fp8=fp8)
-    optimizers = Optimizers(model, s, newton_schulz_dtype(dtype))
+    if s.compile:
+        say_compiling(r.device)
+    model = sharded_model(
+        config, r, r.mesh(), dtype, s.seed, recompute=plan.recompute, reshard=plan.reshard, recipe=recipe, fp8=kernels.fp8
+    )
+    optimizers = Optimizers(model, s, newton_schulz_dtype(dtype), way=recipe.muon)
     checkpoints = Checkpoints(stage.checkpoints, r)
     state = checkpoints.load(model, optimizers)
     if state.step == 0 and course.source:
@@ -139,11 +146,13 @@ def train(course: Course, r: Ranks) -> None:
     say(
         f"{stage.stage} training {stage.tag}: {sizes.parameters(shape.depth, shape.vocab_size):,} parameters, depth {shape.depth}, "
         f"vocabulary {shape.vocab_size:,}, sequence {course.seq_len:,}; {r.world_size} × {where}, "
-        f"{str(dtype).removeprefix('torch.')}{' with products in fp8' if fp8 else ''}, {'compiled' if compiled else 'not compiled'}"
+        f"{str(dtype).removeprefix('torch.')}{' with products in fp8' if kernels.fp8 else ''}, "
+        f"{'not compiled' if recipe.compile == 'off' else 'compiled'}"
     )
     course.announce(num_iterations)
     if state.step:
         say(f"going on after step {state.step}")
+    say(kernels.text)
     say_plan(plan)
     alarm = Alarm(stage.path / AGAIN)
     learner = Learner(

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,19 @@ from nanochat.common.console import say
 from nanochat.common.errors import UserError
 from nanochat.common.files import read_json, write_json
 from nanochat.data.loader import Split
+from nanochat.parallel.kernels import Kernels
+from nanochat.parallel.precision import Precision
 from nanochat.parallel.ranks import Ranks
 from nanochat.plan import batch
 from nanochat.plan.budget import evaluation_share, steps_within
 from nanochat.plan.choose import RESHARD, StepPlan, choose
 from nanochat.plan.hardware import Gpu, cpu, gpu_from_properties, gpu_named
 from nanochat.plan.memory import CONTEXT_BYTES, GIB
+from nanochat.plan.profile import machine_of, with_own_links
+from nanochat.plan.recipe import Recipe
 from nanochat.plan.recompute import Recompute
 from nanochat.plan.sizes import Shape
-from nanochat.plan.step import Job
+from nanochat.plan.step import LINK_SHARE, Job
 from nanochat.train.plan_check import PlanCheck
 from nanochat.train.settings import BaseTrainSettings, TrainSettings
 
@@ -66,32 +70,50 @@ def same_gpus(names: list[str]) -> None:
         )
 
 
+ASKED = (
+    "device_batch_size",
+    "total_batch_size",
+    "micro_batch_size",
+    "recompute",
+    "reshard_after_forward",
+    "precision",
+    "recipe",
+    "compile",
+)
+ANSWERED = {"micro_batch_size", "recompute", "reshard", "computes_in", "kernels"}
+
+
 @dataclass
 class KeptPlan:
-    """The plan of a run's step, in `step_plan.json`: a resumed run computes the same."""
+    """The plan of a run's step and its kernels, in `step_plan.json`: a resumed run computes the same."""
 
     path: Path
-    job: Job
     settings: TrainSettings
+    world_size: int
+    gpu: Gpu
 
     @property
     def _question(self) -> dict[str, Any]:
-        """What the choice depends on besides the machine; where it is as it was, the answer is too."""
-        s = self.settings
-        asked = {name: getattr(s, name) for name in ("device_batch_size", "total_batch_size", "micro_batch_size", "recompute")}
-        where = {"world_size": self.job.world_size, "gpu": self.job.gpu.name}
-        return {**asked, "reshard_after_forward": s.reshard_after_forward, "precision": self.job.precision, **where}
+        """What the choice depends on; where it is as it was, the answer is too."""
+        asked = {name: getattr(self.settings, name) for name in ASKED}
+        return {**asked, "world_size": self.world_size, "gpu": self.gpu.name, "machine": machine_of(self.gpu)}
 
-    def choose(self) -> StepPlan:
+    def kernels(self) -> tuple[Precision, Recipe] | None:
+        """What the run has computed with so far; None when it has not begun, or not so."""
+        kept = self._kept()
+        recipe = Recipe.of(kept["kernels"]) if kept else None
+        return (kept["computes_in"], recipe) if kept and recipe else None
+
+    def choose(self, job: Job) -> StepPlan:
         """The plan: what was kept, else what the planner chooses now. Raises UserError when nothing fits."""
-        s, depth = self.settings, self.job.shape.depth
+        s, depth = self.settings, job.shape.depth
         micro = s.micro_batch_size if s.micro_batch_size > 0 else None
         recompute = None if s.recompute == "auto" else Recompute.parse(s.recompute, depth)
         reshard = RESHARD[s.reshard_after_forward]
         kept = self._kept()
         if kept:
-            return _as_it_was(self.job, kept["micro_batch_size"], Recompute.parse(kept["recompute"], depth), kept["reshard"])
-        plan = choose(self.job, micro, recompute, reshard)
+            return _as_it_was(job, kept["micro_batch_size"], Recompute.parse(kept["recompute"], depth), kept["reshard"])
+        plan = choose(job, micro, recompute, reshard)
         self.keep(plan)
         return plan
 
@@ -100,8 +122,7 @@ class KeptPlan:
             kept = dict(read_json(self.path))
         except (OSError, ValueError, TypeError):
             return None
-        whole = {"micro_batch_size", "recompute", "reshard"} <= kept.keys()
-        return kept if whole and kept.get("question") == self._question else None
+        return kept if kept.keys() >= ANSWERED and kept.get("question") == self._question else None
 
     def keep(self, plan: StepPlan) -> None:
         """From now on this is the run's plan."""
@@ -111,8 +132,11 @@ class KeptPlan:
             "grad_accum_steps": plan.grad_accum_steps,
             "recompute": plan.recompute_text,
             "reshard": plan.reshard,
+            "computes_in": plan.job.precision,
+            "kernels": asdict(plan.job.recipe),
             "predicted_peak_gib": plan.peak_gib,
             "predicted_step_s": plan.time.total,
+            "basis": plan.basis,
             "on_gpu": plan.job.on_gpu,
         }
         write_json(self.path, answer)
@@ -155,18 +179,19 @@ def horizon(settings: BaseTrainSettings, plan: StepPlan, usd_per_gpu_hour: float
     )
 
 
-def job_of(shape: Shape, total_batch_size: int, device_batch_size: int, dtype: torch.dtype, fp8: bool, ranks: Ranks) -> Job:
-    """What the planner must know of a run on these ranks."""
+def job_of(shape: Shape, total_batch_size: int, device_batch_size: int, kernels: Kernels, gpu: Gpu, ranks: Ranks) -> Job:
+    """What the planner must know of a run on these ranks, each with such a GPU."""
     return Job(
         shape=shape,
-        gpu=this_gpu(ranks),
+        gpu=with_own_links(gpu, LINK_SHARE),
         world_size=ranks.world_size,
         shard_ranks=ranks.node_ranks,
         total_batch_size=total_batch_size,
         device_batch_size=device_batch_size,
-        compute_bytes=dtype.itemsize,
+        compute_bytes=kernels.dtype.itemsize,
         on_gpu=ranks.device.type == "cuda",
-        fp8=fp8,
+        fp8=kernels.fp8,
+        recipe=kernels.recipe,
     )
 
 

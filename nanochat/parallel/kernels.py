@@ -1,0 +1,125 @@
+"""Which kernels a run computes with: those that its machine's profile names, or defaults that prove themselves as it starts."""
+
+import os
+from dataclasses import dataclass, replace
+
+import torch
+
+from nanochat.common.console import warn
+from nanochat.common.errors import UserError
+from nanochat.parallel.attention import installed_packages, take_attention
+from nanochat.parallel.compiling import compiler_missing
+from nanochat.parallel.precision import Precision, makes_fp8_products, resolve_precision
+from nanochat.parallel.proofs import Size, names, prove
+from nanochat.plan.profile import Profile
+from nanochat.plan.recipe import PLAIN, Recipe
+
+CUDNN_FROM = (9, 0)  # on Hopper cuDNN's forward and backward reach 399 TFLOP/s where FlashAttention-2 reaches 236
+PRODUCTS_UP_TO = 1024  # tokens of a sequence whose scores a CPU's caches bear
+NAMES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """How a run computes."""
+
+    dtype: torch.dtype
+    """Of the model, apart from products in fp8."""
+    fp8: bool
+    """Whether the products inside layers are made in fp8."""
+    recipe: Recipe
+    """The kernels."""
+    why: str
+    """Where the choice comes from, in words."""
+
+    @property
+    def precision(self) -> str:
+        """bf16, fp32 or fp8."""
+        return "fp8" if self.fp8 else NAMES[self.dtype]
+
+    @property
+    def text(self) -> str:
+        """The choice and why, in a line."""
+        return f"kernels: {self.precision}, {self.recipe.text} ({self.why})"
+
+    def take(self, world_size: int) -> None:
+        """Let this process compute so, as far as that is torch's own setting. The model is built for the rest.
+
+        A number of threads that was given in the environment, or that ranks on one machine share, stays as it is.
+        """
+        take_attention(self.recipe.attention)
+        if self.recipe.threads and world_size == 1 and "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(self.recipe.threads)
+
+
+def settle(
+    asked: Precision, choices: str, compiles: bool, size: Size, profile: Profile | None, kept: tuple[Precision, Recipe] | None = None
+) -> Kernels:
+    """The kernels of a run of a size, given what --precision and --recipe ask for, and whether it may compile.
+
+    kept: what the run has computed with so far, which it goes on with.
+
+    The profile's where there is one. What is not proven by it proves itself now, or is left out with a warning.
+    Raises UserError where fp8 is not to be had, or what --recipe asks for does not prove itself.
+    """
+    if kept:
+        asked = kept[0]
+    elif asked == "auto" and profile and size.device.type == "cpu":
+        asked = "fp32" if profile.precision == "fp32" else "bf16"
+    dtype, fp8 = resolve_precision(asked, size.device), makes_fp8_products(asked, size.device)
+    precision = "fp8" if fp8 else NAMES[dtype]
+    tuned = profile.recipe_for(precision, size.depth, size.seq_len) if profile else None
+    compiles = compiles and not compiler_missing(size.device)
+    if kept:
+        recipe, why = kept[1], "as this run began"
+    elif tuned:
+        recipe = tuned.recipe
+        why = f"of {tuned.tried} ways that scripts.tune measured here on {profile.date if profile else ''} the fastest"
+    else:
+        recipe = _default(size, dtype, compiles)
+        why = "defaults; python -m scripts.tune measures what is fastest here"
+    if choices != "auto" and not kept:
+        recipe, why = recipe.changed(choices), f"--recipe={choices}"
+    if not compiles:
+        recipe = replace(recipe, compile="off")
+    proven = [name for name in _unproven(recipe, precision, profile) if _proves_itself(name, precision, size, name in choices.split(","))]
+    for name in _unproven(recipe, precision, profile):
+        if name not in proven:
+            what = name.split("=")[0]
+            recipe = replace(recipe, **{what: getattr(PLAIN, what)})
+    return Kernels(dtype, fp8, recipe, why)
+
+
+def _default(size: Size, dtype: torch.dtype, compiles: bool) -> Recipe:
+    """What is likely fast on such a device, little as it is: the rest is for scripts.tune to find out."""
+    if dtype != torch.bfloat16:
+        return PLAIN
+    if size.device.type == "cpu":
+        return replace(PLAIN, attention="products") if compiles and size.seq_len <= PRODUCTS_UP_TO else PLAIN
+    hopper = not torch.version.hip and torch.cuda.get_device_capability(size.device) >= CUDNN_FROM
+    return replace(PLAIN, attention="cudnn") if hopper else PLAIN
+
+
+def _unproven(recipe: Recipe, precision: str, profile: Profile | None) -> list[str]:
+    """The choices that are not plain, nor products of torch's own, nor proven by the profile."""
+    found = []
+    for what in ("attention", "muon", "fp8_sums", "compile"):
+        way = getattr(recipe, what)
+        of_layers = "bf16" if precision == "fp8" and what != "fp8_sums" else precision
+        plain = way == getattr(PLAIN, what) or way in ("off", "products") or (what == "fp8_sums" and precision != "fp8")
+        if not plain and not (profile and profile.proves(f"{what}={way}", of_layers)):
+            found.append(f"{what}={way}")
+    return found
+
+
+def _proves_itself(name: str, precision: str, size: Size, asked: bool) -> bool:
+    of_layers = "bf16" if precision == "fp8" and not name.startswith("fp8") else precision
+    if name not in names(of_layers, size.device, installed_packages(), can_compile=True):
+        raise UserError(f"--recipe={name}: not to be had on this device in {precision}")
+    proof = prove(name, of_layers, size)
+    if not proof.passed:
+        what = proof.note or f"its results err by {proof.error:.2g} where {proof.tolerance:.2g} is allowed"
+        if asked:
+            raise UserError(f"--recipe={name}: does not prove itself here: {what}")
+        warn(f"{name} does not prove itself here and is left out, which is slower: {what}")
+    return proof.passed

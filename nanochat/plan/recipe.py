@@ -1,0 +1,67 @@
+"""Which kernels make a training step: what `scripts.tune` chooses from, and what a run keeps."""
+
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from nanochat.common.errors import UserError
+
+CHOICES = {
+    "attention": ("fused", "cudnn", "flash", "fa3", "fa4", "efficient", "math", "products"),
+    "muon": ("plain", "halves", "gram"),
+    "fp8_sums": ("long", "short"),
+    "compile": ("layers", "tuned", "off"),
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One way to make a step; every choice but the first of each is proven on the machine before it trains."""
+
+    attention: str = "fused"
+    """`fused`: the kernel that torch takes by itself; `cudnn`, `flash` (FlashAttention-2), `fa3` and `fa4` (where they are
+    installed), `efficient`, `math`: that one; `products`: plain products and a softmax (see model.attention)."""
+    muon: str = "plain"
+    """`plain`, `halves` or `gram`, as optim.newton_schulz has them."""
+    fp8_sums: str = "long"
+    """Whether gradients in fp8 are summed in float32, `long`, or in the tensor cores' shorter registers, `short`."""
+    compile: str = "layers"
+    """`layers`: layer by layer; `tuned`: the same, the compiler trying many kernels, which takes minutes once; `off`."""
+    threads: int = 0
+    """Threads of a CPU; 0 for torch's own number."""
+
+    @property
+    def text(self) -> str:
+        """What `changed` takes."""
+        words = [f"{name}={value}" for name, value in asdict(self).items() if name != "threads" or value]
+        return ",".join(words)
+
+    def changed(self, text: str) -> "Recipe":
+        """This one with some choices replaced, from `attention=flash,muon=plain`. Raises UserError for what there is not."""
+        changes: dict[str, Any] = {}
+        for word in filter(None, text.split(",")):
+            name, _, value = word.partition("=")
+            if name == "threads" and value.isdecimal():
+                changes[name] = int(value)
+            elif value in CHOICES.get(name, ()):
+                changes[name] = value
+            else:
+                known = "; ".join(f"{name}: {', '.join(values)}" for name, values in CHOICES.items())
+                raise UserError(f"--recipe: {word}: there is no such choice; there are {known}; threads: a number")
+        return replace(self, **changes)
+
+    @classmethod
+    def of(cls, kept: Any) -> "Recipe | None":
+        """From what asdict made, as a file has it; None for what no recipe of this version can be."""
+        names = {field.name for field in fields(cls)}
+        if not (isinstance(kept, dict) and kept.keys() == names and isinstance(kept["threads"], int)):
+            return None
+        return cls(**kept) if all(kept[name] in values for name, values in CHOICES.items()) else None
+
+
+def check_recipe(text: str) -> None:
+    """Raises UserError where --recipe is neither auto nor choices that there are."""
+    if text != "auto":
+        Recipe().changed(text)
+
+
+PLAIN = Recipe()
