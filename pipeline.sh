@@ -35,6 +35,7 @@ SECONDS=0
 VOCAB_SIZE=65536
 TOKENIZER_SHARDS=8 # 2 billion characters, all that the tokenizer is trained on
 TRAIN_FLAGS=(--depth="$DEPTH" --device_batch_size="$DEVICE_BATCH_SIZE" --total_batch_size="$TOTAL_BATCH_SIZE")
+TUNE_FLAGS=("${TRAIN_FLAGS[@]}")
 LOSS_FLAGS=(--device_batch_size="$DEVICE_BATCH_SIZE")
 CORE_FLAGS=() MID_FLAGS=() SFT_FLAGS=() RL_FLAGS=() CHAT_FLAGS=()
 MADE_HERE=SpellingBee,Arithmetic,WordProblems,Instructions,Identity
@@ -42,6 +43,7 @@ if [ "$REHEARSE" = true ]; then
   DEPTH=4 DATA=python VOCAB_SIZE=4096 TOKENIZER_SHARDS=3 NUM_SHARDS=3
   TRAIN_FLAGS=(--depth=4 --max_seq_len=512 --device_batch_size=8 --total_batch_size=4096 --num_iterations=100
     --matrix_lr=0.04 --warmdown_ratio=0.5 --eval_every=50 --eval_tokens=65536 --sample_every=100 --save_every=25)
+  TUNE_FLAGS=(--depth=4 --vocab_size=4096 --max_seq_len=512 --device_batch_size=8 --total_batch_size=4096 --quick)
   LOSS_FLAGS=(--device_batch_size=8 --train_tokens=65536)
   CORE_FLAGS=(--bundle=small)
   CHAT_FLAGS=(-a "$MADE_HERE" -x 384)
@@ -129,6 +131,14 @@ if [ "$NUM_SHARDS" -gt "$TOKENIZER_SHARDS" ]; then
   stage "the rest of the text, in the background" true
   TERM=dumb python -m scripts.dataset --data "$DATA" --num_shards "$NUM_SHARDS" &
   DOWNLOAD=$!
+fi
+# Once a machine and version of torch; while the text is on its way nothing else wants the GPUs.
+if [ ! -d "$RUN/base/model" ]; then
+  stage "kernels and step, tuned for this machine" python -m scripts.tune --once --world_size="$NPROC_PER_NODE" "${TUNE_FLAGS[@]}" || {
+    status=$?
+    [ "$status" -lt 128 ] || exit "$status" # stopped by a signal
+    echo "warning: this machine could not be tuned; the run goes on with defaults, perhaps more slowly" >&2
+  }
 fi
 stage "tokenizer" python -m scripts.tok_train --data "$DATA" --vocab_size "$VOCAB_SIZE"
 stage "tokenizer, evaluated" python -m scripts.tok_eval --data "$DATA" --tokenizer "$TOKENIZER"

@@ -30,29 +30,35 @@ def plain_product(a: Tensor, b: Tensor, plus: Tensor | None = None, beta: float 
 def symmetric_product(a: Tensor, b: Tensor, plus: Tensor | None = None, beta: float = 1.0, alpha: float = 1.0) -> Tensor:
     """The same where the result is known to be symmetric, (n, d, d): what is above the diagonal is made, what is below is copied."""
     out = a.new_empty(a.size(0), a.size(1), b.size(2))
-
-    def make(rows: slice, columns: slice) -> Tensor:
+    for rows, columns in _blocks(0, a.size(1), HALVINGS):
         block = out[:, rows, columns]
         if plus is None:
-            return torch.bmm(a[:, rows], b[:, :, columns], out=block)
-        return torch.baddbmm(plus[:, rows, columns], a[:, rows], b[:, :, columns], beta=beta, alpha=alpha, out=block)
-
-    def fill(start: int, stop: int, halvings: int) -> None:
-        if halvings == 0 or stop - start < 2 * SMALLEST_HALVED:
-            make(slice(start, stop), slice(start, stop))
-            return
-        middle = (start + stop) // 2
-        fill(start, middle, halvings - 1)
-        fill(middle, stop, halvings - 1)
-        out[:, middle:stop, start:middle] = make(slice(start, middle), slice(middle, stop)).mT
-
-    fill(0, a.size(1), HALVINGS)
+            torch.bmm(a[:, rows], b[:, :, columns], out=block)
+        else:
+            torch.baddbmm(plus[:, rows, columns], a[:, rows], b[:, :, columns], beta=beta, alpha=alpha, out=block)
+        if rows != columns:
+            out[:, columns, rows] = block.mT
     return out
 
 
-def _iterate(x: Tensor, multiply: Callable[..., Tensor]) -> Tensor:
-    """The iterations on wide matrices x: (n, short, long), one after the other."""
+def _blocks(start: int, stop: int, halvings: int) -> list[tuple[slice, slice]]:
+    """Rows and columns of the blocks on the diagonal and above it."""
+    if halvings == 0 or stop - start < 2 * SMALLEST_HALVED:
+        return [(slice(start, stop), slice(start, stop))]
+    middle = (start + stop) // 2
+    corner = (slice(start, middle), slice(middle, stop))
+    return [*_blocks(start, middle, halvings - 1), *_blocks(middle, stop, halvings - 1), corner]
+
+
+def _scaled(matrices: Tensor, dtype: torch.dtype) -> Tensor:
+    x = matrices.to(dtype)
+    return x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+
+
+def _iterate(wide: Tensor, dtype: torch.dtype, multiply: Callable[..., Tensor]) -> Tensor:
+    """The iterations on wide matrices, (n, short, long), one after the other."""
     a, b, c = COEFFICIENTS
+    x = _scaled(wide, dtype)
     for _ in range(STEPS):
         gram = multiply(x, x.mT)
         polynomial = multiply(gram, gram, gram, b, c)
@@ -60,9 +66,10 @@ def _iterate(x: Tensor, multiply: Callable[..., Tensor]) -> Tensor:
     return x
 
 
-def _iterate_on_gram(x: Tensor, multiply: Callable[..., Tensor]) -> Tensor:
+def _iterate_on_gram(wide: Tensor, dtype: torch.dtype, multiply: Callable[..., Tensor]) -> Tensor:
     """The same, most of it on the small Gram matrix: what the iterations multiply x by is a polynomial of it."""
     a, b, c = COEFFICIENTS
+    x = _scaled(wide, dtype)
     marks = (0, *RENEWED_AFTER, STEPS)
     for first, last in pairwise(marks):
         gram, factors = multiply(x, x.mT), []
@@ -83,9 +90,8 @@ def orthogonalize(matrices: Tensor, dtype: torch.dtype, way: str = "plain") -> T
     products by half; `gram` does that too, and iterates on the Gram matrix where one side is twice the other or more.
     """
     tall = matrices.size(-2) > matrices.size(-1)
-    x = (matrices.mT if tall else matrices).to(dtype)
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    wide = matrices.mT if tall else matrices
     multiply = plain_product if way == "plain" else symmetric_product
-    on_gram = way == "gram" and x.size(-1) >= 2 * x.size(-2)
-    x = (_iterate_on_gram if on_gram else _iterate)(x, multiply)
+    on_gram = way == "gram" and wide.size(-1) >= 2 * wide.size(-2)
+    x = (_iterate_on_gram if on_gram else _iterate)(wide, dtype, multiply)
     return x.mT if tall else x

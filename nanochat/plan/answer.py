@@ -11,10 +11,11 @@ from nanochat.plan.choose import RESHARD, StepPlan, best, what_is_short
 from nanochat.plan.disk import Disk, disk_of
 from nanochat.plan.hardware import GPUS, Gpu, parse_gpus, split_gpus
 from nanochat.plan.memory import GIB
+from nanochat.plan.profile import with_own_links
 from nanochat.plan.recompute import Recompute
 from nanochat.plan.settings import BATCHES, DEFAULT_BATCH, DEFAULT_DEPTH, OFF, PlanSettings
 from nanochat.plan.sizes import Shape
-from nanochat.plan.step import Job
+from nanochat.plan.step import LINK_SHARE, Job
 from nanochat.plan.this_machine import this_machine
 
 EXAMPLE_NODE = "8xH100-80GB"
@@ -179,7 +180,7 @@ class Planner:
         device_batch_size, total_batch_size = BATCHES.get(depth, DEFAULT_BATCH)
         return Job(
             shape=Shape(depth, s.vocab_size, s.max_seq_len),
-            gpu=self.node.gpu,
+            gpu=with_own_links(self.node.gpu, LINK_SHARE),
             world_size=world_size,
             shard_ranks=self.node.count,
             total_batch_size=s.total_batch_size if s.total_batch_size != OFF else _divisible(total_batch_size, s.max_seq_len * world_size),

@@ -215,7 +215,7 @@ def what_is_short(plan: StepPlan, micro_batch_size: int | None, recompute: Recom
     depth = job.shape.depth
     asked = f"--micro_batch_size={micro_batch_size} " if micro_batch_size is not None else ""
     asked += f"--recompute={recompute.text(depth)} " if recompute is not None else ""
-    asked += f"--reshard_after_forward={_reshard_text(reshard)} " if reshard is not None else ""
+    asked += f"--reshard_after_forward={reshard_text(reshard)} " if reshard is not None else ""
     what = asked.strip() or f"depth {depth} on {job.world_size} × {job.gpu.name}"
     least = "" if asked else "at least "
     short = f"{-plan.spare_gib:.1f} more than can be used"
@@ -236,7 +236,8 @@ def _each(job: Job) -> str:
     return "a rank" if job.gpu.is_cpu else "one GPU"
 
 
-def _reshard_text(reshard: bool) -> str:
+def reshard_text(reshard: bool) -> str:
+    """What --reshard_after_forward takes."""
     return next(text for text, value in RESHARD.items() if value is reshard)
 
 
@@ -246,7 +247,7 @@ def _way(plan: StepPlan, *names: str) -> str:
     flags = {
         "micro_batch_size": f"--micro_batch_size={plan.micro_batch_size}",
         "recompute": f"--recompute={plan.recompute_text}",
-        "reshard": f"--reshard_after_forward={_reshard_text(plan.reshard)}",
+        "reshard": f"--reshard_after_forward={reshard_text(plan.reshard)}",
     }
     return " ".join(flags[name] for name in names)
 

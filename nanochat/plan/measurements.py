@@ -1,9 +1,11 @@
 """What was measured of training steps, on which GPU: the table that the predictions are held to."""
 
+import datetime
 import json
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from nanochat.common.errors import UserError
 from nanochat.plan.hardware import GPUS
@@ -67,6 +69,51 @@ class Measurement:
             *(self.gpu, self.precision, self.depth, self.seq_len, self.vocab_size, self.micro_batch_size, self.grad_accum_steps),
             *(self.recompute, self.reshard, self.world_size, self.recipe, self.source),
         )
+
+
+def row_of(result: dict[str, Any], date: str) -> Measurement:
+    """The row of what `scripts.bench_train --json` says."""
+    same = (
+        "gpu",
+        "precision",
+        "depth",
+        "vocab_size",
+        "micro_batch_size",
+        "grad_accum_steps",
+        "recompute",
+        "reshard",
+        "world_size",
+        "recipe",
+    )
+    figures = ("tok_per_s", "mfu", "step_s", "peak_allocated_gib", "peak_reserved_gib", "torch", "cuda")
+    flags = (
+        "depth",
+        "max_seq_len",
+        "device_batch_size",
+        "total_batch_size",
+        "precision",
+        "vocab_size",
+        "micro_batch_size",
+        "recompute",
+        "recipe",
+    )
+    command = [
+        *("python -m scripts.bench_train", *([f"--simulate --world_size={result['world_size']}"] if result["simulated"] else [])),
+        *(f"--{name}={result[name]}" for name in flags),
+        f"--reshard_after_forward={'always' if result['reshard'] else 'never'}",
+    ]
+    return Measurement(
+        **{name: result[name] for name in (*same, *figures)},
+        seq_len=result["max_seq_len"],
+        date=date,
+        command=" ".join(command),
+        source="bench_train",
+    )
+
+
+def today() -> str:
+    """The date, by ISO, in universal time."""
+    return datetime.datetime.now(datetime.UTC).date().isoformat()
 
 
 def read(path: Path | None = None) -> tuple[Measurement, ...]:

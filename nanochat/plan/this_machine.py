@@ -8,6 +8,7 @@ from nanochat.plan.hardware import GPUS, Gpu, gpu_named
 
 MIB_PER_GIB = 1024
 QUERY = ("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits")
+DRIVER = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
 
 
 def this_machine() -> tuple[int, Gpu] | None:
@@ -28,6 +29,15 @@ def this_machine() -> tuple[int, Gpu] | None:
         kinds = ", ".join(f"{names.count(name)} × {name}" for name in sorted(set(names)))
         warn(f"GPUs of several kinds ({kinds}): planned as if all were {least.name}; training wants one kind, see CUDA_VISIBLE_DEVICES")
     return len(found), least
+
+
+def driver_version() -> str:
+    """The version of the GPUs' driver; empty where there is none."""
+    try:
+        finished = subprocess.run(DRIVER, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return finished.stdout.split("\n")[0].strip() if finished.returncode == 0 else ""
 
 
 def _gpu_of(line: str) -> Gpu | None:

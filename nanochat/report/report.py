@@ -63,6 +63,8 @@ def text_of(tag: str, run: Path, stages: list[StageFiles], pictures: list[tuple[
     if lacking := _made(lambda: sections.missing(stages)):
         parts += ["## What is missing", lacking]
     parts += ["## Machine", table(["", ""], machine.facts())]
+    if tuned := _made(lambda: sections.tuning(stages[0])):
+        parts += ["## How the machine was tuned", tuned]
     parts += ["## Scores of the chat models", _made(lambda: sections.chat_scores(stages))]
     parts += ["## CORE", _made(lambda: sections.core_scores(stages[0]))]
     for stage in began:

@@ -3,7 +3,9 @@
 import statistics
 from typing import Any
 
-from nanochat.plan.hardware import GPUS
+from nanochat.plan.hardware import GPUS, cpu
+from nanochat.plan.profile import profile_of
+from nanochat.plan.recipe import Recipe
 from nanochat.report.markdown import block, duration, number, table
 from nanochat.report.run_files import StageFiles
 
@@ -109,6 +111,30 @@ def _items(value: Any) -> list[tuple[str, str]]:
     return [(str(name), str(why)) for name, why in value.items()] if isinstance(value, dict) else []
 
 
+def _kernels(stage: StageFiles) -> str:
+    recipe = Recipe.of(stage.plan.get("kernels"))
+    return f"{stage.plan.get('computes_in')}, {recipe.text}; speeds planned {stage.plan.get('basis')}" if recipe else "–"
+
+
+def tuning(stage: StageFiles) -> str:
+    """What scripts.tune found on the machine of a stage: the fastest ways, and what was struck out. Empty where it was not run."""
+    question = stage.plan.get("question") or {}
+    profile = profile_of(next((gpu for gpu in (*GPUS, cpu(0.0)) if gpu.name == question.get("gpu")), cpu(0.0)))
+    if profile is None or profile.machine != question.get("machine"):
+        return ""
+    header = ["depth", "sequence", "precision", "kernels", "tok/s of a rank", "MFU", "forward (s)", "backward (s)", "optimizer (s)"]
+    rows = []
+    for each in profile.figures:
+        seconds = [number(each.get(f"{part}_s"), ".3f") for part in ("forward", "backward", "optimizer")]
+        speed = [number(each.get("tok_per_s"), ",.0f"), _percent(each.get("mfu"))]
+        rows.append([each.get("depth"), each.get("max_seq_len"), each.get("precision"), each.get("recipe"), *speed, *seconds])
+    text = f"By `scripts.tune` on {profile.date}, torch {profile.torch}" + (f", driver {profile.driver}" if profile.driver else "") + "."
+    text += "\n\n" + table(header, rows)
+    struck = [f"{each['precision']} {each['name']}: {each.get('note') or each['error']}" for each in profile.proofs if not each["passed"]]
+    lines = [f"- struck out: {line}" for line in (*struck, *profile.struck)]
+    return text + ("\n\n" + "\n".join(lines) if lines else "")
+
+
 def training(stage: StageFiles) -> str:
     """How a stage went: time, speed, losses, and predicted against actual."""
     losses = [value for _, value in stage.series("loss")]
@@ -116,6 +142,7 @@ def training(stage: StageFiles) -> str:
     rows: list[list[object]] = [
         ["state", _state(stage)],
         ["on", f"{world_size} × {(stage.plan.get('question') or {}).get('gpu', 'unknown')}"],
+        ["kernels", _kernels(stage)],
         ["steps", number(stage.last("step"), ",.0f")],
         ["tokens", number(stage.last("tokens"), ",.0f")],
         ["time", duration(stage.last("elapsed_s"))],

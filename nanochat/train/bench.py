@@ -1,7 +1,6 @@
 """How fast the training step is and what memory it takes: the trainer's own parts, on random data and weights."""
 
 import contextlib
-import datetime
 import json
 import math
 import os
@@ -11,6 +10,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -63,6 +63,15 @@ def random_batches(settings: BenchTrainSettings, split: Split, device: torch.dev
         shape = (split.micro_batch_size, settings.max_seq_len + 1)
         rows = torch.randint(0, settings.vocab_size, shape, generator=generator, device=device)
         yield Batch(rows[:, :-1].contiguous(), rows[:, 1:].contiguous(), split.samples_per_step * settings.max_seq_len)
+
+
+def seconds_since_start() -> float | None:
+    """Since this process began, its imports included; None where the system does not say."""
+    try:
+        began_ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        return float(Path("/proc/uptime").read_text().split()[0]) - began_ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return None
 
 
 class Clock:
@@ -173,7 +182,7 @@ def bench_train(settings: BenchTrainSettings) -> None:
         if not r.is_first:
             return
         if settings.record:
-            measurements.record(_row(settings, result))
+            measurements.record(measurements.row_of(result, measurements.today()))
         if profile:
             say(profile)
         if settings.json:
@@ -202,6 +211,7 @@ def _measure(s: BenchTrainSettings, r: Ranks) -> tuple[dict[str, Any], str]:
     say_plan(plan)
     bench = Bench(s, r, kernels, job, plan)
     first_step_s = bench.timed()
+    after_start_s = seconds_since_start()
     warmup_s = s.warmup_s if s.warmup_s != OFF else WARMUP_S if job.on_gpu else 0.0
     passed = bench.timed()
     while passed < warmup_s:
@@ -215,7 +225,7 @@ def _measure(s: BenchTrainSettings, r: Ranks) -> tuple[dict[str, Any], str]:
         if eager:
             eager_s.append(eager())
     phases = [bench.phases() for _ in range(min(3, s.num_iterations))]
-    result = _result(s, r, plan, statistics.median(step_s), first_step_s)
+    result = _result(s, r, plan, statistics.median(step_s)) | {"first_step_s": first_step_s, "first_step_after_start_s": after_start_s}
     result |= {f"{name}_s": statistics.median(each[name] for each in phases) for name in ("forward", "backward", "optimizer")}
     if eager:
         eager_tok_per_s = bench.split.micro_batch_size * s.max_seq_len / statistics.median(eager_s)
@@ -223,7 +233,7 @@ def _measure(s: BenchTrainSettings, r: Ranks) -> tuple[dict[str, Any], str]:
     return result, bench.profile() if s.profile else ""
 
 
-def _result(s: BenchTrainSettings, r: Ranks, plan: StepPlan, step_s: float, first_step_s: float) -> dict[str, Any]:
+def _result(s: BenchTrainSettings, r: Ranks, plan: StepPlan, step_s: float) -> dict[str, Any]:
     """The figures: speeds of this rank; memory in GiB; times in seconds; then what was run."""
     job = plan.job
     on_gpu = job.on_gpu
@@ -237,7 +247,6 @@ def _result(s: BenchTrainSettings, r: Ranks, plan: StepPlan, step_s: float, firs
         "step_s": step_s,
         "predicted_step_s": plan.time.total - (plan.time.communication if s.simulate else 0) if on_gpu else None,
         "traffic_s": traffic_time(job, plan.grad_accum_steps, plan.reshard) if on_gpu else None,
-        "first_step_s": first_step_s,
         "device": torch.cuda.get_device_name(r.device) if on_gpu else "CPU",
         "gpu": job.gpu.name,
         "precision": job.precision,
@@ -247,6 +256,7 @@ def _result(s: BenchTrainSettings, r: Ranks, plan: StepPlan, step_s: float, firs
         "world_size": r.world_size,
         "simulated": s.simulate,
         "total_batch_size": job.total_batch_size,
+        "device_batch_size": s.sequences,
         "micro_batch_size": plan.micro_batch_size,
         "grad_accum_steps": plan.grad_accum_steps,
         "recompute": plan.recompute_text,
@@ -256,34 +266,3 @@ def _result(s: BenchTrainSettings, r: Ranks, plan: StepPlan, step_s: float, firs
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
     }
-
-
-def _row(s: BenchTrainSettings, result: dict[str, Any]) -> measurements.Measurement:
-    """The result as a row of the planner's table."""
-    same = (
-        "gpu",
-        "precision",
-        "depth",
-        "vocab_size",
-        "micro_batch_size",
-        "grad_accum_steps",
-        "recompute",
-        "reshard",
-        "world_size",
-        "recipe",
-    )
-    figures = ("tok_per_s", "mfu", "step_s", "peak_allocated_gib", "peak_reserved_gib", "torch", "cuda")
-    command = (
-        f"python -m scripts.bench_train --simulate --world_size={s.world_size} --depth={s.depth} --max_seq_len={s.max_seq_len} "
-        f"--device_batch_size={s.sequences} --total_batch_size={result['total_batch_size']} --precision={result['precision']} "
-        f"--vocab_size={s.vocab_size} --micro_batch_size={result['micro_batch_size']} --recompute={result['recompute']} "
-        f"--recipe={result['recipe']} "
-        f"--reshard_after_forward={'always' if result['reshard'] else 'never'}"
-    )
-    return measurements.Measurement(
-        **{name: result[name] for name in (*same, *figures)},
-        seq_len=s.max_seq_len,
-        date=datetime.datetime.now(datetime.UTC).date().isoformat(),
-        command=command,
-        source="bench_train",
-    )

@@ -46,12 +46,21 @@ def this_gpu(ranks: Ranks) -> Gpu:
     """The device of a rank as the planner knows it; a GPU that is not in its table by what torch says of it."""
     if ranks.device.type == "cpu":
         return cpu(available_memory_bytes() / ranks.node_ranks / GIB)
-    properties = torch.cuda.get_device_properties(ranks.device)
-    free, total = torch.cuda.mem_get_info(ranks.device)
+    gpu = gpu_of(ranks.device)
+    total_gib, memory_gib = torch.cuda.mem_get_info(ranks.device)[1] / GIB, ranks.least(gpu.memory_gib)
+    if memory_gib < total_gib:
+        say(f"{total_gib - memory_gib:.1f} GiB of a GPU's {total_gib:.1f} are taken by other processes: planned without them")
+    return replace(gpu, memory_gib=memory_gib)
+
+
+def gpu_of(device: torch.device) -> Gpu:
+    """A device as the planner knows it, with the memory that other processes leave; a CPU has all of the machine's."""
+    if device.type == "cpu":
+        return cpu(available_memory_bytes() / GIB)
+    properties = torch.cuda.get_device_properties(device)
+    free, total = torch.cuda.mem_get_info(device)
     others = total - free - CONTEXT_BYTES  # this process has a context of its own already
-    memory_gib = ranks.least((total - others if others > OTHERS_FROM_BYTES else total) / GIB)
-    if memory_gib < total / GIB:
-        say(f"{total / GIB - memory_gib:.1f} GiB of a GPU's {total / GIB:.1f} are taken by other processes: planned without them")
+    memory_gib = (total - others if others > OTHERS_FROM_BYTES else total) / GIB
     known = gpu_named(properties.name)
     if known:
         return replace(known, memory_gib=memory_gib)

@@ -56,8 +56,30 @@ def test_the_head_never_holds_the_logits_of_a_micro_batch() -> None:
     assert torch.cuda.max_memory_allocated() - before < all_logits / 2
 
 
-def test_cudnn_attention_proves_itself_where_it_is_taken() -> None:
-    from nanochat.parallel.attention import FASTEST_FROM, prefer_cudnn_attention
+def test_the_default_kernels_prove_themselves() -> None:
+    from nanochat.parallel.kernels import CUDNN_FROM, settle
+    from nanochat.parallel.proofs import Size
 
-    taken = prefer_cudnn_attention(torch.device("cuda", 0), torch.bfloat16, 2048, 128)
-    assert taken == (torch.cuda.get_device_capability() >= FASTEST_FROM and not torch.version.hip)
+    size = Size(torch.device("cuda", 0), 12, 2048, 65_536)
+    recipe = settle("bf16", "auto", True, size, None).recipe
+    assert (recipe.attention == "cudnn") == (torch.cuda.get_device_capability() >= CUDNN_FROM and not torch.version.hip)
+
+
+def test_everything_that_this_gpu_may_compute_with_is_right() -> None:
+    from nanochat.parallel.attention import installed_packages
+    from nanochat.parallel.proofs import Size, names, prove
+    from nanochat.tune.prove import precisions
+
+    device = torch.device("cuda", 0)
+    size = Size(device, 12, 2048, 65_536)
+    found = [prove(name, p, size) for p in precisions(device) for name in names(p, device, installed_packages(), True, autotunes=False)]
+    struck = [proof for proof in found if not proof.passed]
+    assert {proof.name for proof in struck} <= {"attention=cudnn", "attention=fa3", "attention=fa4"}, struck
+
+
+def test_tuning_finds_a_way_that_training_then_takes(world: World) -> None:
+    size = ("--depth=4", "--max_seq_len=256", "--device_batch_size=8")
+    tuned = world.run("scripts.tune", *size, "--vocab_size=700", "--total_batch_size=4096", "--world_size=1", "--quick")
+    assert tuned.returncode == 0, tuned.stdout + tuned.stderr
+    trained = world.run("scripts.base_train", *size, "--total_batch_size=4096", "--num_iterations=3", "--model_tag=tuned")
+    assert "that scripts.tune measured here" in trained.stdout, trained.stdout + trained.stderr

@@ -64,9 +64,9 @@ def count_orthogonalized() -> list[list[int]]:
     """From now on, shapes (matrices, rows, columns) of the batches that this process orthogonalises."""
     batches: list[list[int]] = []
 
-    def counted(matrices: Tensor, dtype: torch.dtype) -> Tensor:
+    def counted(matrices: Tensor, dtype: torch.dtype, way: str) -> Tensor:
         batches.append(list(matrices.shape))
-        return orthogonalize(matrices, dtype)
+        return orthogonalize(matrices, dtype, way)
 
     orthogonalize, muon.orthogonalize = muon.orthogonalize, counted
     return batches

@@ -43,3 +43,22 @@ def test_learning_rates_rise_hold_and_fall() -> None:
 
 def test_momentum_rises_over_300_steps() -> None:
     assert [muon_momentum(step) for step in (0, 150, 300, 9999)] == pytest.approx([0.85, 0.9, 0.95, 0.95])
+
+
+@pytest.mark.parametrize("way", ["halves", "gram"])
+@pytest.mark.parametrize(("rows", "cols"), [(1100, 1100), (1030, 2061), (260, 70), (70, 260), (64, 100)])
+def test_every_way_to_orthogonalize_is_the_plain_one_in_float64(way: str, rows: int, cols: int) -> None:
+    matrices = torch.randn(2, rows, cols, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    with torch.no_grad():
+        plain, other = orthogonalize(matrices, torch.float64), orthogonalize(matrices, torch.float64, way)
+    torch.testing.assert_close(other, plain, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("way", ["plain", "halves", "gram"])
+def test_small_singular_values_do_not_run_away_in_bf16(way: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    falling = torch.randn(1, 256, 256, generator=generator) * torch.logspace(0, -5, 256)
+    matrices = falling @ torch.randn(1, 256, 1024, generator=generator)
+    with torch.no_grad():
+        values = torch.linalg.svdvals(orthogonalize(matrices, torch.bfloat16, way).double())
+    assert values.max() < 1.25

@@ -12,6 +12,7 @@ from nanochat.model.gpt import GPT
 from nanochat.model.init import init_weights
 from nanochat.parallel.ranks import Ranks
 from nanochat.parallel.sharding import clip_gradients, reshard, sharded_model
+from nanochat.plan.recipe import Recipe
 from nanochat.plan.recompute import Recompute
 from tests.processes import run_ranks
 
@@ -31,7 +32,9 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
 def one_step(ranks: Ranks, nodes: int, give_up: bool, dtype: torch.dtype) -> tuple[float, float, dict[str, np.ndarray], float, list[str]]:
     """Loss, norm of the gradient, gradients, share of the numbers that this rank holds; and the types of parameters after an evaluation."""
     r = Ranks(ranks.rank, ranks.world_size, ranks.world_size // nodes, ranks.device)
-    model = sharded_model(CONFIG, r, r.mesh(), dtype, 7, recompute=Recompute(1, 2), reshard=give_up, compiled=False, std_of=random_std)
+    model = sharded_model(
+        CONFIG, r, r.mesh(), dtype, 7, recompute=Recompute(1, 2), reshard=give_up, recipe=Recipe(compile="off"), std_of=random_std
+    )
     held = sum(p.to_local().numel() for p in model.parameters()) / sum(p.numel() for p in model.parameters())
     ids, targets = (each[r.rank :: r.world_size] for each in batch())
     with torch.no_grad():
@@ -84,7 +87,9 @@ def test_bf16_keeps_masters_and_gradients_in_float32_and_comes_near(plain: tuple
 
 
 def start(ranks: Ranks, seed: int) -> dict[str, np.ndarray]:
-    model = sharded_model(CONFIG, ranks, ranks.mesh(), torch.float32, seed, recompute=Recompute(0, 3), reshard=True, compiled=False)
+    model = sharded_model(
+        CONFIG, ranks, ranks.mesh(), torch.float32, seed, recompute=Recompute(0, 3), reshard=True, recipe=Recipe(compile="off")
+    )
     assert all(isinstance(p, DTensor) for p in model.parameters())
     return {name: p.full_tensor().detach().numpy().copy() for name, p in model.named_parameters()}
 

@@ -28,6 +28,7 @@ from nanochat.optim.settings import OptimizerSettings
 from nanochat.parallel.sharding import clip_gradients, sharded_model
 from nanochat.parallel.simulation import LonelyExchange, one_rank_of
 from nanochat.plan import memory
+from nanochat.plan.recipe import Recipe
 from nanochat.plan.recompute import Recompute
 from nanochat.plan.sizes import Shape
 from nanochat.train.step import accumulate_gradients
@@ -133,6 +134,7 @@ def peak_of_a_step(
     accum: int,
     fp8: bool,
     monkeypatch: pytest.MonkeyPatch,
+    muon: str = "plain",
 ) -> int:
     """Bytes alive at most while one rank of `ranks` makes one training step in bf16, or with products in fp8, not its first."""
     config = GPTConfig.from_depth(shape.depth, shape.vocab_size, shape.seq_len)
@@ -152,11 +154,11 @@ def peak_of_a_step(
                 0,
                 recompute=recompute,
                 reshard=reshard,
-                compiled=True,
+                recipe=Recipe(),
                 fp8=fp8,
                 std_of=lambda _name, _p: 0.0,
             )
-            optimizers = Optimizers(model, OptimizerSettings(), torch.bfloat16, LonelyExchange(mesh))
+            optimizers = Optimizers(model, OptimizerSettings(), torch.bfloat16, LonelyExchange(mesh), muon)
             # The optimizers' state, and how DTensors find out, once and on fake tensors, what becomes of each of their ops.
             for parameter in model.parameters():
                 parameter.grad = torch.zeros_like(parameter)
@@ -199,3 +201,12 @@ def test_the_peak_of_a_step_is_the_predicted_one(
     got = peak_of_a_step(shape, micro_batch_size, recompute, reshard, ranks, accum, fp8, monkeypatch)
     predicted = memory.step_memory(shape, micro_batch_size, recompute, reshard, ranks, compute_bytes=2, accumulates=accum > 1, fp8=fp8)
     assert predicted.allocated == pytest.approx(got, rel=0.01)
+
+
+@pytest.mark.parametrize("muon", ["halves", "gram"])
+def test_no_way_to_orthogonalize_takes_more(muon: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    shape, recompute = Shape(20), Recompute.parse("block", 20)
+    got = peak_of_a_step(shape, 1, recompute, True, 2, 1, False, monkeypatch, muon)
+    predicted = memory.step_memory(shape, 1, recompute, True, 2, compute_bytes=2, accumulates=False)
+    assert 0.9 * got < predicted.allocated
+    assert got < 1.01 * predicted.allocated

@@ -12,6 +12,7 @@ from nanochat.model.config import GPTConfig
 from nanochat.optim.build import Optimizers
 from nanochat.parallel.ranks import Ranks
 from nanochat.parallel.sharding import sharded_model
+from nanochat.plan.recipe import Recipe
 from nanochat.plan.recompute import Recompute
 from nanochat.train.checkpoint import Checkpoints, RunState
 from nanochat.train.metrics import Metrics
@@ -34,7 +35,15 @@ def _batches(split: Split, first_sample: int) -> Iterator[Batch]:
 def _train(r: Ranks, directory: str) -> tuple[list[float], list[float], list[int]]:
     config = GPTConfig.from_depth(2, 300, 64)
     model = sharded_model(
-        config, r, r.mesh(), torch.float32, 0, recompute=Recompute.parse("none", 2), reshard=False, compiled=False, std_of=lambda *_: 0.05
+        config,
+        r,
+        r.mesh(),
+        torch.float32,
+        0,
+        recompute=Recompute.parse("none", 2),
+        reshard=False,
+        recipe=Recipe(compile="off"),
+        std_of=lambda *_: 0.05,
     )
     weight = model.model.layers[0].mlp.fc1.weight  # type: ignore[union-attr]
     seen = [weight.to_local().detach().clone()]  # type: ignore[union-attr,operator]

@@ -1,0 +1,139 @@
+"""The processes that prove and measure: one that breaks, or hangs, takes nothing else with it."""
+
+import contextlib
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+from nanochat.common.errors import UserError
+from nanochat.plan.choose import StepPlan, reshard_text
+from nanochat.plan.recipe import Recipe
+
+PROOF_S = 180.0  # longer than any proof takes, compiling included
+
+
+class Broke(Exception):
+    """A process that did not do what it was for; the message says how it ended, in a line."""
+
+
+def _start(arguments: list[str], environment: dict[str, str], stderr: int | None = None) -> subprocess.Popen[str]:
+    kept = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")}
+    command = [sys.executable, *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True, env=kept | environment, start_new_session=True)
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def run(arguments: list[str], seconds: float, **environment: str) -> dict[str, Any]:
+    """The last line that a module prints, which is a JSON object. Raises Broke where there is none within so many seconds."""
+    process = _start(arguments, environment, subprocess.PIPE)
+    try:
+        out, errors = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        raise Broke(f"not done after {seconds:.0f} s") from None
+    finally:
+        _kill(process)
+    if process.returncode:
+        raise Broke(_end(process.returncode, errors))
+    try:
+        return dict(json.loads(out.strip().splitlines()[-1]))
+    except (ValueError, IndexError):
+        raise Broke("it printed no result") from None
+
+
+def _end(status: int, errors: str) -> str:
+    """How a process ended, in a line: what it said last, or the signal that killed it."""
+    lines = [line.strip() for line in errors.splitlines() if line.strip()]
+    said = next((line for line in reversed(lines) if "Error" in line or line.startswith("error: ")), lines[-1] if lines else "")
+    how = f"killed by signal {-status}" if status < 0 else ""
+    return " ".join(f"{how} {said}".split()).removeprefix("error: ")[:300] or f"exit status {status}"
+
+
+def proofs(depth: int, seq_len: int, vocab_size: int, precisions: list[str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What the machine is, and every proof that it allows; a process that a proof kills is started again without it.
+
+    Raises UserError where not even the machine could be asked.
+    """
+    facts: dict[str, Any] = {}
+    found: list[dict[str, Any]] = []
+    skip: list[list[str]] = []
+    while True:
+        request = {"depth": depth, "seq_len": seq_len, "vocab_size": vocab_size, "precisions": precisions, "skip": skip}
+        process = _start(["-m", "nanochat.tune.prove", json.dumps(request)], {})
+        began: list[str] | None = None
+        try:
+            for line in _lines(process, PROOF_S):
+                facts = line.get("facts", facts)
+                began = line.get("began", began)
+                if "proof" in line:
+                    found.append(line["proof"])
+                    skip.append([line["proof"]["precision"], line["proof"]["name"]])
+                    began = None
+        finally:
+            _kill(process)
+        if not facts:
+            raise UserError("what this machine is could not be found out: python -m nanochat.tune.prove failed as shown above")
+        if began is None:
+            return facts, found
+        how = f"its process was killed by signal {-process.returncode}" if process.returncode < 0 else "its process ended"
+        note = f"{how}, or hung for {PROOF_S:.0f} s"
+        found.append({"name": began[1], "precision": began[0], "error": None, "tolerance": 0.0, "passed": False, "note": note})
+        skip.append(began)
+
+
+def _lines(process: subprocess.Popen[str], patience_s: float) -> Any:
+    """JSON objects as they are printed, until the process ends or says nothing for so long."""
+    assert process.stdout
+    selector = selectors.DefaultSelector()
+    selector.register(process.stdout, selectors.EVENT_READ)
+    while selector.select(timeout=patience_s):
+        line = process.stdout.readline()
+        if not line:
+            process.wait()
+            return
+        with contextlib.suppress(ValueError):
+            yield json.loads(line)
+
+
+def measure(plan: StepPlan, recipe: Recipe, steps: int, warmup_s: float, seconds: float, cores: int = 0) -> dict[str, Any]:
+    """What scripts.bench_train says of a step made so. Raises Broke where it fails, or takes too long.
+
+    cores: processors that the ranks of a step on a CPU share; 0 on a GPU.
+    """
+    job, shape = plan.job, plan.job.shape
+    flags = {
+        "depth": shape.depth,
+        "vocab_size": shape.vocab_size,
+        "max_seq_len": shape.seq_len,
+        "device_batch_size": job.device_batch_size,
+        "total_batch_size": job.total_batch_size,
+        "micro_batch_size": plan.micro_batch_size,
+        "recompute": plan.recompute_text,
+        "reshard_after_forward": reshard_text(plan.reshard),
+        "precision": job.precision,
+        "recipe": recipe.text,
+        "num_iterations": steps,
+        "warmup_s": warmup_s,
+    }
+    arguments = ["-m", "scripts.bench_train", "--json", *(f"--{name}={value}" for name, value in flags.items())]
+    threads = {}
+    if job.world_size > 1:
+        arguments += ["--simulate", f"--world_size={job.world_size}"]
+        threads = {"OMP_NUM_THREADS": str(max(1, cores // job.world_size))} if cores else {}
+    began = time.monotonic()
+    return run(arguments, seconds, **threads) | {"took_s": time.monotonic() - began}
+
+
+def links(ranks: int, seconds: float = 120) -> dict[str, Any]:
+    """What nanochat.tune.links says. Raises Broke where it fails."""
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    return run([*launch, "-m", "nanochat.tune.links"], seconds)

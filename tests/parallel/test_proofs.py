@@ -1,0 +1,94 @@
+"""Proofs pass for what is right, and for nothing else."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from nanochat.model import loss
+from nanochat.model.attention import attention_by_products
+from nanochat.model.fp8 import Fp8Product
+from nanochat.model.gpt import Block
+from nanochat.parallel import proofs
+from nanochat.parallel.proofs import Size, names, prove
+
+CPU = torch.device("cpu")
+SMALL = Size(CPU, 2, 64, 300)
+
+
+@pytest.fixture(autouse=True)
+def _eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is compiled is tried once, in the test of all; elsewhere it takes seconds and shows nothing more."""
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32", "fp8"])
+def test_everything_that_a_cpu_may_compute_with_is_right(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    found = [prove(name, precision, SMALL) for name in names(precision, CPU, [], can_compile=precision != "fp32")]
+    assert found
+    assert all(proof.passed for proof in found), found
+    for proof in found:
+        assert proof.error is not None
+        assert 0 < proof.error < proof.tolerance
+
+
+def forgets_the_mask(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return torch.softmax(q @ k.mT * q.size(-1) ** -0.5, dim=-1) @ v
+
+
+def forgets_one_gradient(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return attention_by_products(q, k.detach() + 0 * k, v)
+
+
+def makes_no_numbers(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return attention_by_products(q, k, v) * float("nan")
+
+
+def fails(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    raise RuntimeError("no kernel image is available\nfor execution on the device")
+
+
+@pytest.mark.parametrize("broken", [forgets_the_mask, forgets_one_gradient, makes_no_numbers, fails])
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_wrong_attention_is_struck_out(broken: Any, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proofs, "attention_by_products", broken)
+    proof = prove("attention=products", precision, SMALL)
+    assert not proof.passed
+    assert proof.note == ("RuntimeError: no kernel image is available for execution on the device" if broken is fails else "")
+
+
+def test_a_layer_that_computes_something_else_is_struck_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = Block.forward
+
+    def wrong(self: Block, x: Tensor, *args: Any) -> Tensor:
+        y = right(self, x, *args)
+        return y if x.dtype == torch.float64 else y * 1.05
+
+    monkeypatch.setattr(Block, "forward", wrong)
+    assert not prove("compile=off", "bf16", SMALL).passed
+
+
+def test_a_wrong_loss_gradient_is_struck_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = loss.chunk_loss
+
+    def wrong(logits: Tensor, targets: Tensor, cap: float) -> tuple[Tensor, Tensor]:
+        losses, gradient = right(logits, targets, cap)
+        return losses, gradient * (1.05 if logits.dtype != torch.float64 else 1)
+
+    monkeypatch.setattr(loss, "chunk_loss", wrong)
+    assert not prove("head=plain", "fp32", SMALL).passed
+
+
+def test_a_wrong_orthogonalization_is_struck_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    from nanochat.optim import newton_schulz
+
+    monkeypatch.setattr(newton_schulz, "RENEWED_AFTER", ())  # what bf16 does not bear
+    assert not prove("muon=gram", "bf16", Size(CPU, 6, 64, 300)).passed
+
+
+def test_wrong_scales_in_fp8_are_struck_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = Fp8Product.backward
+    monkeypatch.setattr(Fp8Product, "backward", staticmethod(lambda ctx, *g: (lambda dx, dw, _: (dx, 1.1 * dw, None))(*right(ctx, *g))))
+    assert not prove("fp8_sums=short", "fp8", SMALL).passed
