@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,9 @@ import pytest
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and so would all that tests start
 ROOT = Path(__file__).parents[1]
+os.environ["NANOCHAT_BASE_DIR"] = str(
+    Path(tempfile.gettempdir()) / f"nanochat-tests-{os.getuid()}" / "nothing"
+)  # not this machine's profile
 VOCAB_SIZE = 700
 
 hypothesis.settings.register_profile("house", deadline=None, database=None)

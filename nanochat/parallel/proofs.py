@@ -101,7 +101,7 @@ def names(precision: str, device: torch.device, packages: list[str], can_compile
     if device.type == "cuda":
         kernels = ["fused", "efficient", "math", *(["cudnn", "flash", *packages] if precision == "bf16" else [])]
     else:
-        kernels = ["fused", "products"]
+        kernels = ["fused", *(["products"] if can_compile else [])]  # which compiled alone is of use
     tuned = ["compile=tuned"] if device.type == "cuda" and autotunes else []
     compiled = ["head=compiled", "compile=layers", *tuned] if can_compile else []
     return [

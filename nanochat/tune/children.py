@@ -14,6 +14,7 @@ from nanochat.common.errors import UserError
 from nanochat.plan.choose import StepPlan, reshard_text
 from nanochat.plan.recipe import Recipe
 
+PROVE = "nanochat.tune.prove"
 PROOF_S = 180.0  # longer than any proof takes, compiling included
 
 
@@ -68,7 +69,7 @@ def proofs(depth: int, seq_len: int, vocab_size: int, precisions: list[str]) -> 
     skip: list[list[str]] = []
     while True:
         request = {"depth": depth, "seq_len": seq_len, "vocab_size": vocab_size, "precisions": precisions, "skip": skip}
-        process = _start(["-m", "nanochat.tune.prove", json.dumps(request)], {})
+        process = _start(["-m", PROVE, json.dumps(request)], {})
         began: list[str] | None = None
         try:
             for line in _lines(process, PROOF_S):

@@ -1,0 +1,109 @@
+"""Which kernels a run takes: the profile's, the run's own, what was asked for; never what does not prove itself."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from nanochat.common.errors import UserError
+from nanochat.model.attention import attention_by_products
+from nanochat.parallel import kernels, proofs
+from nanochat.parallel.kernels import settle
+from nanochat.parallel.proofs import Size
+from nanochat.plan.profile import Profile, Tuned
+from nanochat.plan.recipe import PLAIN, Recipe
+
+SMALL = Size(torch.device("cpu"), 2, 64, 300)
+PROVEN = tuple(
+    {"name": name, "precision": precision, "error": 0.01, "tolerance": 0.02, "passed": True}
+    for precision in ("bf16", "fp32")
+    for name in ("attention=products", "muon=gram")
+)
+
+
+def profile(*recipes: tuple[str, Recipe], auto: str = "fp32", proven: tuple[dict[str, object], ...] = PROVEN) -> Profile:
+    tuned = tuple(Tuned(2, 64, precision, recipe, 1000.0, 7) for precision, recipe in recipes)
+    return Profile("a CPU", "2.13.0", None, "", "2026-12-01", auto, tuned, (), proven)
+
+
+def test_a_profile_decides_precision_and_kernels_and_is_named() -> None:
+    recipe = Recipe(attention="products", muon="gram", threads=2)
+    found = settle("auto", "auto", True, SMALL, profile(("fp32", recipe), auto="fp32"))
+    assert (found.precision, found.recipe) == ("fp32", recipe)
+    assert "of 7 ways" in found.text
+    assert "2026-12-01" in found.text
+    assert settle("auto", "auto", True, SMALL, profile(("bf16", recipe), auto="bf16")).precision == "bf16"
+    assert settle("bf16", "auto", True, SMALL, profile(("fp32", recipe), auto="fp32")).precision == "bf16"
+
+
+def test_a_run_that_has_begun_goes_on_as_it_was() -> None:
+    began = ("fp32", Recipe(compile="off"))
+    found = settle("auto", "auto", True, SMALL, profile(("bf16", Recipe(muon="gram")), auto="bf16"), began)
+    assert (found.precision, found.recipe) == began
+    assert "as this run began" in found.text
+
+
+def test_what_is_asked_for_takes_the_place_of_what_was_found() -> None:
+    tuned = profile(("fp32", Recipe(attention="products", muon="gram")))
+    assert settle("fp32", "muon=plain", True, SMALL, tuned).recipe == Recipe(attention="products")
+    assert settle("fp32", "auto", False, SMALL, tuned).recipe.compile == "off"
+
+
+def test_without_a_profile_defaults_follow_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert settle("bf16", "auto", True, SMALL, None).recipe.attention == "products"
+    assert settle("bf16", "auto", True, replace(SMALL, seq_len=4096), None).recipe.attention == "fused"
+    assert settle("fp32", "auto", True, SMALL, None).recipe == PLAIN
+    assert "scripts.tune" in settle("fp32", "auto", True, SMALL, None).text
+    monkeypatch.setattr(kernels, "compiler_missing", lambda device: "no C++ compiler found (g++)")
+    assert settle("bf16", "auto", True, SMALL, None).recipe == Recipe(compile="off")
+
+
+@pytest.mark.parametrize(
+    ("choices", "words"),
+    [("attention=flash", "not to be had on this device"), ("muon=fast", "no such choice"), ("threads=many", "no such choice"), ("x", "x:")],
+)
+def test_what_there_is_not_is_refused(choices: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        settle("fp32", choices, True, SMALL, None)
+
+
+def test_unproven_kernels_of_a_profile_prove_themselves_or_are_left_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tuned = profile(("fp32", Recipe(muon="gram")), proven=())
+    assert settle("fp32", "auto", True, SMALL, tuned).recipe.muon == "gram"
+    right = proofs.orthogonalize
+    monkeypatch.setattr(proofs, "orthogonalize", lambda x, dtype, way="plain": right(x, dtype, way) * (1.5 if way == "gram" else 1))
+    assert settle("fp32", "auto", True, SMALL, tuned).recipe.muon == "plain"
+    assert "muon=gram does not prove itself here" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"does not prove itself here: its results err by 0\.5"):
+        settle("fp32", "muon=gram", True, SMALL, None)
+
+
+def test_threads_are_taken_where_nothing_else_has_set_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    found = settle("fp32", "threads=3", True, SMALL, None)
+    try:
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")
+        found.take(1)
+        assert torch.get_num_threads() == before
+        monkeypatch.delenv("OMP_NUM_THREADS")
+        found.take(2)
+        assert torch.get_num_threads() == before
+        found.take(1)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_the_layers_of_a_model_attend_as_the_recipe_says() -> None:
+    from nanochat.model.config import GPTConfig
+    from nanochat.parallel.ranks import ranks
+    from nanochat.parallel.sharding import sharded_model
+    from nanochat.plan.recompute import Recompute
+
+    with ranks() as r:
+        for recipe, attend in ((Recipe(attention="products", compile="off"), attention_by_products),):
+            config = GPTConfig.from_depth(2, 300, 64)
+            model = sharded_model(config, r, r.mesh(), torch.float32, 0, recompute=Recompute(0, 2), reshard=False, recipe=recipe)
+            assert all(block.attend is attend for block in model.model.layers)
