@@ -80,8 +80,8 @@ def settle(
         why = "defaults; python -m scripts.tune measures what is fastest here"
     if choices != "auto" and not kept:
         recipe, why = recipe.changed(choices), f"--recipe={choices}"
-    if not compiles:
-        recipe = replace(recipe, compile="off")
+    if not compiles:  # without which the many small steps of products are slow
+        recipe = replace(recipe, compile="off", attention="fused" if recipe.attention == "products" else recipe.attention)
     proven = [name for name in _unproven(recipe, precision, profile) if _proves_itself(name, precision, size, name in choices.split(","))]
     for name in _unproven(recipe, precision, profile):
         if name not in proven:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat.common.console import warn
+from nanochat.common.errors import UserError
 from nanochat.common.paths import base_path
 from nanochat.plan import measurements
 from nanochat.plan.hardware import Gpu
@@ -147,10 +148,18 @@ def profile_of(gpu: Gpu) -> Profile | None:
 @cache
 def _read(path: Path, _changed_ns: int) -> Profile | None:
     try:
-        return Profile.from_json(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        warn(f"{path} is no profile that can be read; python -m scripts.tune makes it anew")
+        return read_profile(path)
+    except UserError as error:
+        warn(f"{error}; python -m scripts.tune makes it anew")
         return None
+
+
+def read_profile(path: Path) -> Profile:
+    """The profile in a file. Raises UserError where it is none."""
+    try:
+        return Profile.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{path} is no profile that can be read ({error})") from None
 
 
 def write_profile(gpu: Gpu, profile: Profile) -> Path:

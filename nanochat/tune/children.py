@@ -3,11 +3,13 @@
 import contextlib
 import json
 import os
-import selectors
+import queue
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from nanochat.common.errors import UserError
@@ -71,6 +73,7 @@ def proofs(depth: int, seq_len: int, vocab_size: int, precisions: list[str]) -> 
         request = {"depth": depth, "seq_len": seq_len, "vocab_size": vocab_size, "precisions": precisions, "skip": skip}
         process = _start(["-m", PROVE, json.dumps(request)], {})
         began: list[str] | None = None
+        how = f"hung for {PROOF_S:.0f} s"
         try:
             for line in _lines(process, PROOF_S):
                 facts = line.get("facts", facts)
@@ -79,36 +82,41 @@ def proofs(depth: int, seq_len: int, vocab_size: int, precisions: list[str]) -> 
                     found.append(line["proof"])
                     skip.append([line["proof"]["precision"], line["proof"]["name"]])
                     began = None
+            if (status := process.poll()) is not None:
+                how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
         finally:
             _kill(process)
         if not facts:
             raise UserError("what this machine is could not be found out: python -m nanochat.tune.prove failed as shown above")
         if began is None:
             return facts, found
-        how = f"its process was killed by signal {-process.returncode}" if process.returncode < 0 else "its process ended"
-        note = f"{how}, or hung for {PROOF_S:.0f} s"
+        note = f"its process {how}"
         found.append({"name": began[1], "precision": began[0], "error": None, "tolerance": 0.0, "passed": False, "note": note})
         skip.append(began)
 
 
-def _lines(process: subprocess.Popen[str], patience_s: float) -> Any:
+def _lines(process: subprocess.Popen[str], patience_s: float) -> Iterator[dict[str, Any]]:
     """JSON objects as they are printed, until the process ends or says nothing for so long."""
-    assert process.stdout
-    selector = selectors.DefaultSelector()
-    selector.register(process.stdout, selectors.EVENT_READ)
-    while selector.select(timeout=patience_s):
-        line = process.stdout.readline()
-        if not line:
-            process.wait()
-            return
-        with contextlib.suppress(ValueError):
-            yield json.loads(line)
+    lines: queue.Queue[str] = queue.Queue()
+
+    def read() -> None:
+        for line in process.stdout or ():
+            lines.put(line)
+        lines.put("")
+
+    threading.Thread(target=read, daemon=True).start()
+    with contextlib.suppress(queue.Empty):
+        while line := lines.get(timeout=patience_s):
+            with contextlib.suppress(ValueError):
+                yield json.loads(line)
+        process.wait()
 
 
-def measure(plan: StepPlan, recipe: Recipe, steps: int, warmup_s: float, seconds: float, cores: int = 0) -> dict[str, Any]:
+def measure(plan: StepPlan, recipe: Recipe, steps: int, warmup_s: float, seconds: float, cores: int = 0, cache: str = "") -> dict[str, Any]:
     """What scripts.bench_train says of a step made so. Raises Broke where it fails, or takes too long.
 
-    cores: processors that the ranks of a step on a CPU share; 0 on a GPU.
+    cores: processors that the ranks of a step on a CPU share; 0 on a GPU. cache: where compiled kernels are kept; empty for
+    the usual place.
     """
     job, shape = plan.job, plan.job.shape
     flags = {
@@ -126,12 +134,12 @@ def measure(plan: StepPlan, recipe: Recipe, steps: int, warmup_s: float, seconds
         "warmup_s": warmup_s,
     }
     arguments = ["-m", "scripts.bench_train", "--json", *(f"--{name}={value}" for name, value in flags.items())]
-    threads = {}
+    environment = {"TORCHINDUCTOR_CACHE_DIR": cache, "TRITON_CACHE_DIR": f"{cache}/triton"} if cache else {}
     if job.world_size > 1:
         arguments += ["--simulate", f"--world_size={job.world_size}"]
-        threads = {"OMP_NUM_THREADS": str(max(1, cores // job.world_size))} if cores else {}
+        environment |= {"OMP_NUM_THREADS": str(max(1, cores // job.world_size))} if cores else {}
     began = time.monotonic()
-    return run(arguments, seconds, **threads) | {"took_s": time.monotonic() - began}
+    return run(arguments, seconds, **environment) | {"took_s": time.monotonic() - began}
 
 
 def links(ranks: int, seconds: float = 120) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The fastest way to make one size's step: the likeliest first, then one change at a time, kept where it is faster."""
 
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -37,6 +38,8 @@ class Search:
     """Whether there is a compiler."""
     cores: int = 1
     """Processors, on a CPU."""
+    from_nothing: bool = False
+    """Whether the first measurement finds no compiled kernels: how long a first step then takes is wanted too."""
     figures: list[dict[str, Any]] = field(default_factory=list)
     """What the benchmark said of each way, the order of trying."""
     struck: list[str] = field(default_factory=list)
@@ -81,7 +84,9 @@ class Search:
         steps, warmup_s = (FULL_STEPS, FULL_WARMUP_S) if full else (STEPS, WARMUP_S) if on_gpu else (CPU_STEPS, 0.0)
         try:
             patience_s = min(LONGEST_S, max(left_s, usual_s) + FIRST_GUESS_S)
-            result = measure(plan, recipe, steps, warmup_s, patience_s, 0 if on_gpu else self.cores)
+            with tempfile.TemporaryDirectory() as empty:
+                cache = empty if self.from_nothing and not self.figures else ""
+                result = measure(plan, recipe, steps, warmup_s, patience_s, 0 if on_gpu else self.cores, cache)
         except Broke as broke:
             self.struck.append(f"{self.job.precision} {what}: {broke}")
             self.tell(f"  {what}: struck out, {broke}")
@@ -144,7 +149,9 @@ class Search:
         """What the benchmark said of the fastest way, the last time that it was measured."""
         assert self.best
         plan, recipe = self.best
-        return next(each for each in reversed(self.figures) if each["recipe"] == recipe.text and _is_of(each, plan))
+        its = next(each for each in reversed(self.figures) if each["recipe"] == recipe.text and _is_of(each, plan))
+        cold_s = self.figures[0]["first_step_after_start_s"] if self.from_nothing else None
+        return its | {"cold_first_step_after_start_s": cold_s}
 
     def kept_figures(self) -> list[dict[str, Any]]:
         """Of each plan the fastest kernels' figures; of the winner those of its last measurement."""

@@ -39,6 +39,8 @@ class TuneSettings:
     """Minutes after which nothing more is tried; -1 for 10, with --quick 2."""
     record: bool = False
     """Write what was measured into the repository's table too, for the GPUs that it knows."""
+    sent_in: str = ""
+    """With --record: a profile from another machine, whose figures are recorded instead."""
     once: bool = False
     """Do nothing where the profile of this machine, for this torch and driver, has the size already."""
     json: bool = False
@@ -63,6 +65,8 @@ class TuneSettings:
 
     def check(self) -> None:
         """Raises UserError for a value that is wrong."""
+        if self.sent_in and not self.record:
+            raise UserError(f"--sent_in={self.sent_in}: to write its figures into the table give --record too")
         if self.depth != OFF:
             sizes.check_depth(self.depth)
         for name in ("vocab_size", "max_seq_len"):

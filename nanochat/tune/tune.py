@@ -12,10 +12,10 @@ from filelock import FileLock, Timeout
 
 from nanochat.common.console import say, warn
 from nanochat.common.errors import UserError
-from nanochat.common.paths import base_dir
+from nanochat.common.paths import base_dir, named_path
 from nanochat.plan import batch, measurements
 from nanochat.plan.hardware import GPUS, Gpu, cpu
-from nanochat.plan.profile import Profile, Tuned, machine_of, profile_of, profile_path, write_profile
+from nanochat.plan.profile import Profile, Tuned, machine_of, profile_of, profile_path, read_profile, write_profile
 from nanochat.plan.sizes import Shape
 from nanochat.plan.step import Job
 from nanochat.plan.this_machine import driver_version, this_machine
@@ -30,6 +30,9 @@ def tune(settings: TuneSettings) -> None:
     """Tune this machine and write its profile. Raises UserError for a wrong request, and where no way at all works."""
     began = time.monotonic()
     settings.check()
+    if settings.sent_in:
+        _record(read_profile(named_path(settings.sent_in)))
+        return
     base_dir()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that what measures is ended too
     with redirect_stdout(sys.stderr if settings.json else sys.stdout):
@@ -44,6 +47,13 @@ def tune(settings: TuneSettings) -> None:
             raise UserError(f"another scripts.tune has held {path.with_suffix('.lock')} for half an hour; end it first") from None
     if settings.json:
         print(json.dumps(asdict(profile)))
+
+
+def _record(profile: Profile) -> None:
+    """Add a profile's rows to the repository's table. Raises UserError for a kind of GPU that is not in the planner's."""
+    for row in profile.rows:
+        measurements.record(row)
+    say(f"recorded {len(profile.rows)} rows of {profile.machine} in {measurements.TABLE}")
 
 
 def _profile(settings: TuneSettings, gpu: Gpu, began: float) -> Profile:
@@ -101,9 +111,7 @@ class Tuning:
         path = write_profile(gpu, profile)
         self._say_result(profile)
         if s.record:
-            for row in profile.rows:
-                measurements.record(row)
-            say(f"recorded in {measurements.TABLE}")
+            _record(profile)
         say(f"kept in {path}: training, scripts.plan and the report go by it")
         return profile
 
@@ -141,6 +149,7 @@ class Tuning:
             say,
             not self.facts["compiler_missing"],
             self.facts["cores"],
+            self.settings.record,
         )
         earlier = next((each for each in self.searches if each.job.shape == job.shape and each.best), None)
         self.searches.append(search)

@@ -107,3 +107,36 @@ def test_the_layers_of_a_model_attend_as_the_recipe_says() -> None:
             config = GPTConfig.from_depth(2, 300, 64)
             model = sharded_model(config, r, r.mesh(), torch.float32, 0, recompute=Recompute(0, 2), reshard=False, recipe=recipe)
             assert all(block.attend is attend for block in model.model.layers)
+
+
+@pytest.mark.parametrize(
+    ("capability", "hip", "attention", "precisions"),
+    [
+        ((8, 0), None, "fused", ["bf16"]),  # A100
+        ((8, 9), None, "fused", ["bf16", "fp8"]),  # Ada
+        ((9, 0), None, "cudnn", ["bf16", "fp8"]),  # Hopper
+        ((10, 0), None, "cudnn", ["bf16", "fp8"]),  # Blackwell
+        ((9, 4), "6.3", "fused", ["bf16"]),  # ROCm counts otherwise
+    ],
+)
+def test_other_gpus_get_what_they_have(
+    capability: tuple[int, int], hip: str | None, attention: str, precisions: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nanochat.tune import prove as proving
+
+    gpu = Size(torch.device("cuda", 0), 12, 2048, 65_536)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "a GPU")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    monkeypatch.setattr(kernels, "prove", lambda name, precision, size: proofs.Proof(name, precision, 0.001, 0.02, True))
+    monkeypatch.setattr(kernels, "compiler_missing", lambda device: "")
+    assert settle("auto", "auto", True, gpu, None).recipe.attention == attention
+    assert proving.precisions(gpu.device) == precisions
+    if "fp8" in precisions:
+        assert settle("fp8", "auto", True, gpu, None).precision == "fp8"
+    else:
+        with pytest.raises(UserError, match="--precision=fp8"):
+            settle("fp8", "auto", True, gpu, None)
+    kinds = {name.split("=")[1] for name in proofs.names("bf16", gpu.device, ["fa4"], can_compile=True) if name.startswith("attention")}
+    assert kinds == {"fused", "efficient", "math", "cudnn", "flash", "fa4"}

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from nanochat.common.errors import UserError
+from nanochat.plan import measurements
 from nanochat.plan.choose import best, choose
 from nanochat.plan.hardware import Gpu, cpu, parse_gpus
 from nanochat.plan.measurements import Measurement
@@ -141,3 +143,22 @@ def test_the_plan_command_goes_by_the_profile_and_makes_nothing(tmp_path: Path, 
     answer = json.loads(capsys.readouterr().out)
     assert answer["basis"].startswith("measured here")
     assert answer["micro_batch_size"] == 4
+
+
+def test_a_profile_that_was_sent_in_is_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from nanochat.tune.settings import TuneSettings
+    from nanochat.tune.tune import tune
+
+    monkeypatch.setattr(measurements, "TABLE", tmp_path / "table.json")
+    measurements.TABLE.write_text("[]")
+    sent = write_profile(H100, profile(row(8, 3.2), row(4, 3.1)))
+    tune(TuneSettings(record=True, sent_in=str(sent)))
+    assert measurements.read() == (row(8, 3.2), row(4, 3.1))
+    for text in ("{", "[]"):
+        sent.write_text(text)
+        with pytest.raises(UserError, match="no profile that can be read"):
+            tune(TuneSettings(record=True, sent_in=str(sent)))
+    with pytest.raises(UserError, match="--record"):
+        tune(TuneSettings(sent_in=str(sent)))
