@@ -41,7 +41,7 @@ def rotary_table(length: int, head_dim: int, theta: float) -> tuple[Tensor, Tens
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn the pairs (x1, x2) of the two halves of x: (B, T, H, D) by their angles; cos, sin: (T, D/2) or (B, T, D/2)."""
     x1, x2 = x.chunk(2, dim=-1)
-    cos, sin = cos[..., None, :].to(x.dtype), sin[..., None, :].to(x.dtype)
+    cos, sin = cos.unsqueeze(-2).to(x.dtype), sin.unsqueeze(-2).to(x.dtype)
     return torch.cat((x1 * cos + x2 * sin, x2 * cos - x1 * sin), dim=-1)
 
 
