@@ -1,13 +1,10 @@
 """A layer on a GPU that is only described: devices, shapes and dtypes. Autograd cannot be followed there without a GPU."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 
 from nanochat.model.config import GPTConfig
-from nanochat.model.fp8 import Fp8Product
 from nanochat.model.gpt import GPT
 from nanochat.optim.newton_schulz import orthogonalize
 
@@ -24,20 +21,6 @@ def test_a_layer_of_a_true_width_stays_on_the_gpu() -> None:
         cos, sin = torch.empty(2, 2048, 64, device="cuda").unbind()
         y = block(x, cos, sin)
         assert (y.device.type, y.dtype, y.shape) == ("cuda", torch.bfloat16, x.shape)
-
-
-@pytest.mark.parametrize("fast", [False, True])
-def test_a_product_in_fp8_and_its_gradients_stay_on_the_gpu(fast: bool) -> None:
-    with FakeTensorMode(), torch.no_grad():
-        x, weight, upstream = (
-            torch.empty(*shape, dtype=torch.bfloat16, device="cuda") for shape in ((4096, 2432), (9728, 2432), (4096, 9728))
-        )
-        saved = SimpleNamespace()
-        saved.save_for_backward = lambda *tensors: setattr(saved, "saved_tensors", tensors)
-        y = Fp8Product.forward(saved, x, weight, fast)
-        d_x, d_weight, _ = Fp8Product.backward(saved, upstream)
-        for got, like in ((y, upstream), (d_x, x), (d_weight, weight)):
-            assert (got.device.type, got.dtype, got.shape) == ("cuda", torch.bfloat16, like.shape)
 
 
 @pytest.mark.parametrize("shape", [(3, 2432, 2432), (2, 9728, 2432), (2, 2432, 9728)])
