@@ -8,7 +8,22 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FLOORS = ["common", "plan", "sandbox", "tokenizer", "model", "data", "optim", "parallel", "engine", "evals", "train", "report", "serve"]
+FLOORS = [
+    "common",
+    "plan",
+    "sandbox",
+    "tokenizer",
+    "model",
+    "data",
+    "optim",
+    "parallel",
+    "engine",
+    "evals",
+    "train",
+    "tune",
+    "report",
+    "serve",
+]
 COMMANDS = sorted(path.stem for path in (ROOT / "scripts").glob("*.py") if path.stem != "__init__")
 
 

@@ -7,7 +7,7 @@ from nanochat.common.errors import UserError
 from nanochat.plan import batch, sizes
 from nanochat.plan.settings import BATCHES, DEFAULT_BATCH, MAX_VOCAB_SIZE, OFF
 
-MINUTES, QUICK_MINUTES = 10.0, 2.0
+MINUTES, QUICK_MINUTES, RECORDING_MINUTES = 10.0, 2.0, 25.0
 RECORDED_DEPTHS = (38, 52)  # whose figures --record is for
 RECORDED_RANKS = 8
 
@@ -36,7 +36,7 @@ class TuneSettings:
     quick: bool = False
     """Two minutes instead of ten: the proofs, and the likeliest way alone."""
     minutes: float = OFF
-    """Minutes after which nothing more is tried; -1 for 10, with --quick 2."""
+    """Minutes after which nothing more is tried; -1 for 10, with --quick 2, with --record 25, for it measures four steps in full."""
     record: bool = False
     """Write what was measured into the repository's table too, for the GPUs that it knows."""
     sent_in: str = ""
@@ -49,7 +49,8 @@ class TuneSettings:
     @property
     def seconds(self) -> float:
         """How long it may take."""
-        return 60 * (self.minutes if self.minutes != OFF else QUICK_MINUTES if self.quick else MINUTES)
+        usual = QUICK_MINUTES if self.quick else RECORDING_MINUTES if self.record else MINUTES
+        return 60 * (self.minutes if self.minutes != OFF else usual)
 
     def sequences(self, depth: int, on_gpu: bool) -> int:
         """Sequences a GPU handles per pass."""
