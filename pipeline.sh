@@ -35,7 +35,7 @@ SECONDS=0
 VOCAB_SIZE=65536
 TOKENIZER_SHARDS=8 # 2 billion characters, all that the tokenizer is trained on
 TRAIN_FLAGS=(--depth="$DEPTH" --device_batch_size="$DEVICE_BATCH_SIZE" --total_batch_size="$TOTAL_BATCH_SIZE")
-TUNE_FLAGS=("${TRAIN_FLAGS[@]}")
+TUNE_FLAGS=(--depth="$DEPTH" --device_batch_size="$DEVICE_BATCH_SIZE" --total_batch_size=$((TOTAL_BATCH_SIZE / ${NNODES:-1}))) # a node's
 LOSS_FLAGS=(--device_batch_size="$DEVICE_BATCH_SIZE")
 CORE_FLAGS=() MID_FLAGS=() SFT_FLAGS=() RL_FLAGS=() CHAT_FLAGS=()
 MADE_HERE=SpellingBee,Arithmetic,WordProblems,Instructions,Identity

@@ -218,7 +218,7 @@ def test_a_real_run_goes_through_every_stage_in_order(script: str, tag: str, bat
     assert finished.returncode == 0, finished.stderr
     commands = [re.search(r"-m scripts\.(\w+) ?(?:-- )?(.*)", line) for line in log.read_text().splitlines()]
     done = [(found[1], found[2]) for found in commands if found]
-    order = "dataset tok_train tok_eval tok_encode base_train base_loss base_eval chat_eval"
+    order = "dataset tune tok_train tok_eval tok_encode base_train base_loss base_eval chat_eval"
     order += " mid_train chat_eval chat_sft chat_eval chat_rl chat_eval report"
     foreground = [name for at, (name, _) in enumerate(done) if name != "dataset" or at == 0]
     assert " ".join(foreground) == order

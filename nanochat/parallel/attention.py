@@ -39,6 +39,7 @@ def take_attention(way: str) -> None:
     The plain kernel stays allowed besides, for what the chosen one refuses. Raises what an installed package raises.
     """
     _take_package(PACKAGES.get(way))
+    torch.compiler.config.cache_key_tag = f"attention={way}"  # compiled layers hold the kernel, and their cache does not know it
     wanted = BACKENDS.get(way)
     for backend, enable in (
         (SDPBackend.CUDNN_ATTENTION, torch.backends.cuda.enable_cudnn_sdp),

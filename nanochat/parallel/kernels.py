@@ -2,17 +2,18 @@
 
 import os
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
 from nanochat.common.console import warn
 from nanochat.common.errors import UserError
-from nanochat.parallel.attention import installed_packages, take_attention
+from nanochat.parallel.attention import PACKAGES, installed_packages, take_attention
 from nanochat.parallel.compiling import compiler_missing
 from nanochat.parallel.precision import Precision, makes_fp8_products, resolve_precision
 from nanochat.parallel.proofs import Size, names, prove
 from nanochat.plan.profile import Profile
-from nanochat.plan.recipe import PLAIN, Recipe
+from nanochat.plan.recipe import CHOICES, PLAIN, Recipe
 
 CUDNN_FROM = (9, 0)  # on Hopper cuDNN's forward and backward reach 399 TFLOP/s where FlashAttention-2 reaches 236
 PRODUCTS_UP_TO = 1024  # tokens of a sequence whose scores a CPU's caches bear
@@ -82,6 +83,7 @@ def settle(
         recipe, why = recipe.changed(choices), f"--recipe={choices}"
     if not compiles:  # without which the many small steps of products are slow
         recipe = replace(recipe, compile="off", attention="fused" if recipe.attention == "products" else recipe.attention)
+    recipe = _without_struck(recipe, precision, profile)
     proven = [name for name in _unproven(recipe, precision, profile) if _proves_itself(name, precision, size, name in choices.split(","))]
     for name in _unproven(recipe, precision, profile):
         if name not in proven:
@@ -100,22 +102,44 @@ def _default(size: Size, dtype: torch.dtype, compiles: bool) -> Recipe:
     return replace(PLAIN, attention="cudnn") if hopper else PLAIN
 
 
+def _of_layers(what: str, precision: str) -> str:
+    """In which precision a choice is proven: what fp8 leaves alone computes in bf16."""
+    return "bf16" if precision == "fp8" and what != "fp8_sums" else precision
+
+
+def _without_struck(recipe: Recipe, precision: str, profile: Profile | None) -> Recipe:
+    """The recipe without what the profile has struck out; what is proven takes its place. Raises UserError where nothing is."""
+    for what in ("attention", "muon", *(["fp8_sums"] if precision == "fp8" else [])):
+        way, of_layers = getattr(recipe, what), _of_layers(what, precision)
+        if not profile or not profile.strikes(f"{what}={way}", of_layers):
+            continue
+        others = [each for each in CHOICES[what] if profile.proves(f"{what}={each}", of_layers)]
+        if not others:
+            raise UserError(f"--precision={precision}: scripts.tune found no {what} here that is right; use another precision")
+        proven: dict[str, Any] = {what: others[0]}
+        recipe = replace(recipe, **proven)
+    return recipe
+
+
 def _unproven(recipe: Recipe, precision: str, profile: Profile | None) -> list[str]:
     """The choices that are not plain, nor products of torch's own, nor proven by the profile."""
     found = []
     for what in ("attention", "muon", "fp8_sums", "compile"):
         way = getattr(recipe, what)
-        of_layers = "bf16" if precision == "fp8" and what != "fp8_sums" else precision
         plain = way == getattr(PLAIN, what) or way in ("off", "products") or (what == "fp8_sums" and precision != "fp8")
-        if not plain and not (profile and profile.proves(f"{what}={way}", of_layers)):
+        is_there = way not in PACKAGES or way in installed_packages()
+        if not plain and not (is_there and profile and profile.proves(f"{what}={way}", _of_layers(what, precision))):
             found.append(f"{what}={way}")
     return found
 
 
 def _proves_itself(name: str, precision: str, size: Size, asked: bool) -> bool:
-    of_layers = "bf16" if precision == "fp8" and not name.startswith("fp8") else precision
+    of_layers = _of_layers(name.split("=")[0], precision)
     if name not in names(of_layers, size.device, installed_packages(), can_compile=True):
-        raise UserError(f"--recipe={name}: not to be had on this device in {precision}")
+        if asked:
+            raise UserError(f"--recipe={name}: not to be had on this device in {precision}")
+        warn(f"{name} is not to be had here any more and is left out")
+        return False
     proof = prove(name, of_layers, size)
     if not proof.passed:
         what = proof.note or f"its results err by {proof.error:.2g} where {proof.tolerance:.2g} is allowed"

@@ -74,12 +74,12 @@ class StepPlan:
     @property
     def estimated(self) -> bool:
         """Whether the speed rests on no measurement of this kind of GPU."""
-        return not measured(self.job.gpu, self.job.precision)
+        return not measured(self.job.gpu, self.job.precision, self.job.shape.depth)
 
     @property
     def basis(self) -> str:
         """What the speed rests on, in words."""
-        return basis(self.job.gpu, self.job.precision)
+        return basis(self.job.gpu, self.job.precision, self.job.shape.depth)
 
     @property
     def recompute_text(self) -> str:

@@ -20,6 +20,7 @@ from nanochat.plan.measurements import Measurement
 from nanochat.plan.recipe import Recipe
 
 FORMAT = 1
+FAR = 4  # times as deep
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,10 @@ class Profile:
     def proves(self, name: str, precision: str) -> bool:
         """Whether a choice, as in `attention=flash`, was proven in a precision."""
         return any(each["name"] == name and each["precision"] == precision and each["passed"] for each in self.proofs)
+
+    def strikes(self, name: str, precision: str) -> bool:
+        """Whether a choice was tried and found wrong in a precision."""
+        return any(each["name"] == name and each["precision"] == precision and not each["passed"] for each in self.proofs)
 
     @classmethod
     def from_json(cls, value: Any) -> "Profile":
@@ -171,17 +176,24 @@ def write_profile(gpu: Gpu, profile: Profile) -> Path:
     return path
 
 
-def measured(gpu: Gpu, precision: str) -> tuple[Measurement, ...]:
-    """What was measured of steps on such a machine: by its own profile where there is one, else by the repository's table."""
+def measured(gpu: Gpu, precision: str, depth: int) -> tuple[Measurement, ...]:
+    """What was measured of steps on such a machine: by its own profile the depth nearest to this one, else by the repository's table.
+
+    What was measured at depths far from it says little, and is left out: small steps wait for the CPU.
+    """
     profile = profile_of(gpu)
-    own = tuple(row for row in profile.rows if row.precision == precision) if profile else ()
-    return own or measurements.of_kind(gpu.name, precision)
+    own = [row for row in profile.rows if row.precision == precision and 1 / FAR <= row.depth / depth <= FAR] if profile else []
+    if not own:
+        return measurements.of_kind(gpu.name, precision)
+    nearest = min((row.depth for row in own), key=lambda each: abs(log2(each / depth)))
+    return tuple(row for row in own if row.depth == nearest)
 
 
-def basis(gpu: Gpu, precision: str) -> str:
+def basis(gpu: Gpu, precision: str, depth: int) -> str:
     """What predictions of speed for such a machine rest on, in words."""
     profile = profile_of(gpu)
-    if profile and any(row.precision == precision for row in profile.rows):
+    rows = measured(gpu, precision, depth)
+    if profile and rows and rows[0] in profile.rows:
         return f"measured here {profile.date} with torch {profile.torch}" + (f", CUDA {profile.cuda}" if profile.cuda else "")
     return measurements.basis(gpu.name, precision)
 

@@ -97,7 +97,7 @@ def step_time(job: Job, micro_batch_size: int, grad_accum_steps: int, recompute:
     """
     sums = computing_time(job, micro_batch_size, grad_accum_steps, recompute, reshard)
     taken = own_step_s(job).get((micro_batch_size, grad_accum_steps, recompute, reshard))
-    computing = scaled(sums, taken / sums.total if taken else calibration(job.gpu, job.precision))
+    computing = scaled(sums, taken / sums.total if taken else calibration(job.gpu, job.precision, job.shape.depth))
     return replace(computing, communication=_communication(job, computing, grad_accum_steps, reshard))
 
 
@@ -204,9 +204,9 @@ def predicted_of(row: Measurement, gpu: Gpu) -> StepTime:
     return computing_time(job, row.micro_batch_size, row.grad_accum_steps, Recompute.parse(row.recompute, row.depth), row.reshard)
 
 
-def calibration(gpu: Gpu, precision: str) -> float:
-    """Measured over predicted seconds of a step on this kind of GPU, their geometric mean; 1 where nothing was measured."""
-    return _geometric_mean(gpu, measured(gpu, precision))
+def calibration(gpu: Gpu, precision: str, depth: int) -> float:
+    """Measured over predicted seconds of steps near a depth on this kind of GPU, their geometric mean; 1 where nothing was measured."""
+    return _geometric_mean(gpu, measured(gpu, precision, depth))
 
 
 @cache

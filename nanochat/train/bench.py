@@ -9,7 +9,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -201,7 +201,7 @@ def _measure(s: BenchTrainSettings, r: Ranks) -> tuple[dict[str, Any], str]:
     job = job_of(shape, s.tokens(r.world_size), s.sequences, kernels, gpu, r)
     if s.record and not job.on_gpu:
         raise UserError("--record: the planner's table holds GPUs only, and this machine has none")
-    if s.record and job.gpu not in [replace(gpu, memory_gib=job.gpu.memory_gib) for gpu in GPUS]:
+    if s.record and job.gpu.name not in [gpu.name for gpu in GPUS]:
         raise UserError(f"--record: {job.gpu.name} is not in the planner's table of GPUs (nanochat/plan/hardware.py): add it there first")
     recompute = None if s.recompute == "auto" else Recompute.parse(s.recompute, s.depth)
     plan = choose(job, None if s.micro_batch_size == OFF else s.micro_batch_size, recompute, RESHARD[s.reshard_after_forward])

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,7 @@ ASKED = (
     "recipe",
     "compile",
 )
+KERNELS_DEPEND_ON = ("precision", "recipe", "compile", "gpu", "machine")  # not on how many ranks share the work, nor on batches
 ANSWERED = {"micro_batch_size", "recompute", "reshard", "computes_in", "kernels"}
 
 
@@ -109,8 +111,8 @@ class KeptPlan:
 
     def kernels(self) -> tuple[Precision, Recipe] | None:
         """What the run has computed with so far; None when it has not begun, or not so."""
-        kept = self._kept()
-        recipe = Recipe.of(kept["kernels"]) if kept else None
+        kept = self._read()
+        recipe = Recipe.of(kept["kernels"]) if kept and self._asks_alike(kept, KERNELS_DEPEND_ON) else None
         return (kept["computes_in"], recipe) if kept and recipe else None
 
     def choose(self, job: Job) -> StepPlan:
@@ -126,12 +128,19 @@ class KeptPlan:
         self.keep(plan)
         return plan
 
-    def _kept(self) -> dict[str, Any] | None:
+    def _read(self) -> dict[str, Any] | None:
         try:
             kept = dict(read_json(self.path))
         except (OSError, ValueError, TypeError):
             return None
-        return kept if kept.keys() >= ANSWERED and kept.get("question") == self._question else None
+        return kept if kept.keys() >= ANSWERED and isinstance(kept.get("question"), dict) else None
+
+    def _kept(self) -> dict[str, Any] | None:
+        kept = self._read()
+        return kept if kept and self._asks_alike(kept, self._question.keys()) else None
+
+    def _asks_alike(self, kept: dict[str, Any], names: Iterable[str]) -> bool:
+        return all(kept["question"].get(name) == self._question[name] for name in names)
 
     def keep(self, plan: StepPlan) -> None:
         """From now on this is the run's plan."""

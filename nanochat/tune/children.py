@@ -16,7 +16,8 @@ from nanochat.common.errors import UserError
 from nanochat.plan.choose import StepPlan, reshard_text
 from nanochat.plan.recipe import Recipe
 
-PROVE = "nanochat.tune.prove"
+PROVE, BENCH = "nanochat.tune.prove", "scripts.bench_train"
+TORCHRUN_GRACE_S = 40.0  # torchrun gives its workers thirty
 PROOF_S = 180.0  # longer than any proof takes, compiling included
 
 
@@ -30,21 +31,26 @@ def _start(arguments: list[str], environment: dict[str, str], stderr: int | None
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True, env=kept | environment, start_new_session=True)
 
 
-def _kill(process: subprocess.Popen[str]) -> None:
+def _kill(process: subprocess.Popen[str], grace_s: float = 0) -> None:
+    """End a process and its group; with a grace it is asked to first, for torchrun's workers are in groups of their own."""
+    with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+        if grace_s and process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait(grace_s)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
-def run(arguments: list[str], seconds: float, **environment: str) -> dict[str, Any]:
+def run(arguments: list[str], seconds: float, environment: dict[str, str] | None = None, grace_s: float = 0) -> dict[str, Any]:
     """The last line that a module prints, which is a JSON object. Raises Broke where there is none within so many seconds."""
-    process = _start(arguments, environment, subprocess.PIPE)
+    process = _start(arguments, environment or {}, subprocess.PIPE)
     try:
         out, errors = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
         raise Broke(f"not done after {seconds:.0f} s") from None
     finally:
-        _kill(process)
+        _kill(process, grace_s)
     if process.returncode:
         raise Broke(_end(process.returncode, errors))
     try:
@@ -73,11 +79,11 @@ def proofs(depth: int, seq_len: int, vocab_size: int, precisions: list[str]) -> 
         request = {"depth": depth, "seq_len": seq_len, "vocab_size": vocab_size, "precisions": precisions, "skip": skip}
         process = _start(["-m", PROVE, json.dumps(request)], {})
         began: list[str] | None = None
-        how = f"hung for {PROOF_S:.0f} s"
+        done, how = False, f"hung for {PROOF_S:.0f} s"
         try:
             for line in _lines(process, PROOF_S):
-                facts = line.get("facts", facts)
-                began = line.get("began", began)
+                facts, began = line.get("facts", facts), line.get("began", began)
+                done = done or "done" in line
                 if "proof" in line:
                     found.append(line["proof"])
                     skip.append([line["proof"]["precision"], line["proof"]["name"]])
@@ -86,10 +92,10 @@ def proofs(depth: int, seq_len: int, vocab_size: int, precisions: list[str]) -> 
                 how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
         finally:
             _kill(process)
-        if not facts:
-            raise UserError("what this machine is could not be found out: python -m nanochat.tune.prove failed as shown above")
-        if began is None:
+        if done:
             return facts, found
+        if began is None or began in skip:
+            raise UserError(f"what this machine is could not be found out: the process that asks it {how}, as shown above")
         note = f"its process {how}"
         found.append({"name": began[1], "precision": began[0], "error": None, "tolerance": 0.0, "passed": False, "note": note})
         skip.append(began)
@@ -129,20 +135,25 @@ def measure(plan: StepPlan, recipe: Recipe, steps: int, warmup_s: float, seconds
         "recompute": plan.recompute_text,
         "reshard_after_forward": reshard_text(plan.reshard),
         "precision": job.precision,
-        "recipe": recipe.text,
+        "recipe": f"{recipe.text},threads={recipe.threads}",  # all of it: a profile from before must not fill in
         "num_iterations": steps,
         "warmup_s": warmup_s,
     }
-    arguments = ["-m", "scripts.bench_train", "--json", *(f"--{name}={value}" for name, value in flags.items())]
+    arguments = ["-m", BENCH, "--json", *(f"--{name}={value}" for name, value in flags.items())]
     environment = {"TORCHINDUCTOR_CACHE_DIR": cache, "TRITON_CACHE_DIR": f"{cache}/triton"} if cache else {}
     if job.world_size > 1:
         arguments += ["--simulate", f"--world_size={job.world_size}"]
         environment |= {"OMP_NUM_THREADS": str(max(1, cores // job.world_size))} if cores else {}
     began = time.monotonic()
-    return run(arguments, seconds, **environment) | {"took_s": time.monotonic() - began}
+    return run(arguments, seconds, environment) | {"recipe": recipe.text, "took_s": time.monotonic() - began}
+
+
+def facts() -> dict[str, Any]:
+    """What this machine is, by torch. Raises Broke where it cannot be asked."""
+    return dict(run(["-m", PROVE, "{}"], PROOF_S)["facts"])
 
 
 def links(ranks: int, seconds: float = 120) -> dict[str, Any]:
     """What nanochat.tune.links says. Raises Broke where it fails."""
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-    return run([*launch, "-m", "nanochat.tune.links"], seconds)
+    return run([*launch, "-m", "nanochat.tune.links"], seconds, grace_s=TORCHRUN_GRACE_S)

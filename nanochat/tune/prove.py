@@ -4,6 +4,7 @@ Kernels may take their process down with them; whoever started this one sees whi
 """
 
 import json
+import os
 import sys
 from dataclasses import asdict
 from typing import Any
@@ -18,6 +19,9 @@ from nanochat.parallel.ranks import pick_device
 from nanochat.plan.hardware import FIRST_WITH_FP8
 from nanochat.plan.profile import usable_cores
 from nanochat.train.step_plan import gpu_of
+
+PACKAGES = ["", "FlashAttention's packages"]  # as what began is named
+BROKEN = 3
 
 
 def precisions(device: torch.device) -> list[str]:
@@ -49,18 +53,37 @@ def say_line(**values: Any) -> None:
 
 
 def main(request: dict[str, Any]) -> None:
-    """request: depth, seq_len, vocab_size, precisions (none for all), and skip: [precision, name] of what is not to be tried."""
+    """request: depth, seq_len, vocab_size, precisions (none for all), and skip: [precision, name] of what is not to be tried.
+
+    An empty request is for the facts alone.
+    """
     device = pick_device()
     found = facts(device)
     say_line(facts=found)
-    packages = installed_packages() if device.type == "cuda" else []
+    if not request:
+        return
+    say_line(began=PACKAGES)
+    packages = installed_packages() if device.type == "cuda" and PACKAGES not in request["skip"] else []
     size = Size(device, request["depth"], request["seq_len"], request["vocab_size"])
     for precision in request["precisions"] or found["precisions"]:
         for name in names(precision, device, packages, not found["compiler_missing"], autotunes=False):
             if [precision, name] in request["skip"]:
                 continue
             say_line(began=[precision, name])
-            say_line(proof=prove(name, precision, size).to_json())
+            proof = prove(name, precision, size)
+            if device.type == "cuda" and proof.error is None and _is_broken():
+                os._exit(BROKEN)  # every later proof here would fail for it
+            say_line(proof=proof.to_json())
+    say_line(done=True)
+
+
+def _is_broken() -> bool:
+    """Whether an error has left the GPU unusable for this process."""
+    try:
+        torch.cuda.synchronize()
+    except Exception:  # it is CUDA's last word on whatever came before
+        return True
+    return False
 
 
 if __name__ == "__main__":

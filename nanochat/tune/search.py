@@ -1,5 +1,6 @@
 """The fastest way to make one size's step: the likeliest first, then one change at a time, kept where it is faster."""
 
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -7,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nanochat.plan.choose import StepPlan, ways
-from nanochat.plan.recipe import PLAIN, Recipe
+from nanochat.plan.profile import Tuned
+from nanochat.plan.recipe import CHOICES, Recipe
 from nanochat.plan.step import Job
 from nanochat.tune.children import Broke, measure
 
@@ -19,6 +21,7 @@ WITHIN = 1.15  # how many times the fastest one's time attention may take to be 
 PLANS, PLANS_WITHIN = 4, 1.1  # plans that are measured, and how many times the fastest one's predicted time they may take
 LONGEST_S = 400.0  # of one measurement
 FIRST_GUESS_S = 60.0  # of one, before any was made
+STEPS_OF_FIRST = 15  # that the first one makes and more, compiled or not
 
 Way = tuple[StepPlan, Recipe]
 
@@ -57,17 +60,29 @@ class Search:
         precision = self.job.precision if name.startswith("fp8") else self._of_layers
         return next((each for each in self.proofs if (each["name"], each["precision"]) == (name, precision) and each["passed"]), None)
 
-    def start(self, like: Recipe | None = None) -> Recipe:
-        """The likeliest: kernels that an earlier search found, or else the fastest attention that is proven."""
-        recipe = like or replace(PLAIN, attention=(self.attentions() or ["math"])[0])
-        compiled = self.compiles and self._proof("compile=layers") and self._proof("head=compiled")
-        return recipe if compiled else replace(recipe, compile="off")
+    def likeliest(self, like: Recipe | None = None) -> Iterator[Recipe]:
+        """What to begin with: kernels that an earlier search found, or else the fastest attention that is proven; then others.
 
-    def attentions(self) -> list[str]:
+        The others are for where the first one fails in the step. Nothing where what every step needs is not proven.
+        """
+        muon = next((way for way in CHOICES["muon"] if self._proof(f"muon={way}")), None)
+        sums = next((way for way in CHOICES["fp8_sums"] if not self.job.fp8 or self._proof(f"fp8_sums={way}")), None)
+        compiled = self.compiles and self._proof("compile=layers") and self._proof("head=compiled")
+        if muon is None or sums is None:
+            return
+        for attention in self.attentions(within=float("inf")):
+            plain = Recipe(attention=attention, muon=muon, fp8_sums=sums, compile="layers" if compiled else "off")
+            if like:
+                yield replace(like, fp8_sums=sums, compile=plain.compile)
+                like = None
+            yield plain
+            yield replace(plain, compile="off")
+
+    def attentions(self, within: float = WITHIN) -> list[str]:
         """Proven kernels of attention, the fastest first, without those that are much slower."""
         found = [each for each in self.proofs if each["precision"] == self._of_layers and each["passed"] and each.get("milliseconds")]
         timed = sorted((each["milliseconds"], each["name"].split("=")[1]) for each in found if each["name"].startswith("attention="))
-        return [way for taken, way in timed if taken <= WITHIN * timed[0][0]]
+        return [way for taken, way in timed if taken <= within * timed[0][0]]
 
     def _plans(self) -> list[StepPlan]:
         """What there is to choose from, the fastest predicted first; a rank that has all weights has none to give up."""
@@ -75,16 +90,16 @@ class Search:
 
     def try_way(self, plan: StepPlan, recipe: Recipe, what: str, full: bool = False) -> bool:
         """Measure one; whether it is the fastest so far. Says what came of it."""
-        usual_s = max((each["took_s"] for each in self.figures), default=FIRST_GUESS_S)
-        left_s = self.deadline - time.monotonic()
-        needed_s = 2 * usual_s if self.job.on_gpu and not full else usual_s  # time is kept for the last one, in full
-        if self.best and left_s < needed_s:
+        on_gpu = self.job.on_gpu
+        usual_s = statistics.median([each["took_s"] for each in self.figures] or [FIRST_GUESS_S])
+        left_s = self.deadline - time.monotonic() - (usual_s if on_gpu and not full else 0)  # time is kept for the last one, in full
+        if self.best and left_s < usual_s:
             self.untried.append(what)
             return False
-        on_gpu = self.job.on_gpu
         steps, warmup_s = (FULL_STEPS, FULL_WARMUP_S) if full else (STEPS, WARMUP_S) if on_gpu else (CPU_STEPS, 0.0)
         try:
-            patience_s = min(LONGEST_S, max(left_s, usual_s) + FIRST_GUESS_S)
+            first_s = STEPS_OF_FIRST * plan.time.total * on_gpu + 2 * FIRST_GUESS_S
+            patience_s = min(LONGEST_S, left_s + usual_s if self.best else max(left_s, first_s))
             with tempfile.TemporaryDirectory() as empty:
                 cache = empty if self.from_nothing and not self.figures else ""
                 result = measure(plan, recipe, steps, warmup_s, patience_s, 0 if on_gpu else self.cores, cache)
@@ -96,9 +111,9 @@ class Search:
         gain = GAIN_GPU if on_gpu else GAIN_CPU
         faster = result["step_s"] < self.best_s * (1 - gain if self.best else 1)
         mfu = f", {result['mfu']:.1%} MFU" if result["mfu"] is not None else ""
-        verdict = "" if not self.best else " faster: kept" if faster else " not faster"
+        verdict = "" if full or not self.best else " faster: kept" if faster else " not faster"
         self.tell(f"  {what}: {result['step_s']:.3f} s a step, {result['tok_per_s']:,.0f} tok/s{mfu}{verdict}")
-        if faster:
+        if faster and not full:
             self.best, self.best_s = (plan, recipe), result["step_s"]
         return faster
 
@@ -108,9 +123,13 @@ class Search:
         if not plans:
             self.struck.append(f"{self.job.precision}: no way to make this step fits in the memory")
             return
-        recipe = self.start(like)
-        for plan in plans[:PLANS]:  # the next one only where memory or a kernel failed
-            if self.try_way(plan, recipe, f"{_plan_text(plan)}, {recipe.text}"):
+        # The first that works: the next plan where memory fails, other kernels where those do.
+        likeliest = list(self.likeliest(like))
+        if not likeliest:
+            self.struck.append(f"{self.job.precision}: what every step needs is not right here")
+        firsts = [(plan, likeliest[0]) for plan in plans[: PLANS if likeliest else 0]] + [(plans[0], recipe) for recipe in likeliest[1:]]
+        for plan, recipe in firsts:
+            if self.try_way(plan, recipe, f"{_plan_text(plan)}, {recipe.text}") or time.monotonic() > self.deadline + LONGEST_S:
                 break
         if not self.best:
             return
@@ -140,10 +159,10 @@ class Search:
     def run_like(self, earlier: "Search") -> None:
         """One measurement, made as another precision's search has found it fastest, with this one's own attention."""
         assert earlier.best
-        recipe = replace(earlier.best[1], attention=self.start().attention)
-        plans = self._plans()
+        plans, own = self._plans(), next(self.likeliest(), None)
         plan = next((each for each in plans if _same_plan(each, earlier.best[0])), plans[0] if plans else None)
-        if plan:
+        if plan and own:
+            recipe = replace(earlier.best[1], attention=own.attention)
             self.try_way(plan, recipe, f"{_plan_text(plan)}, {recipe.text}")
 
     def final(self) -> dict[str, Any]:
@@ -154,11 +173,20 @@ class Search:
         cold_s = self.figures[0]["first_step_after_start_s"] if self.from_nothing else None
         return its | {"cold_first_step_after_start_s": cold_s}
 
+    def tuned(self) -> Tuned:
+        """The fastest way's kernels, as a profile has them."""
+        assert self.best
+        shape = self.job.shape
+        return Tuned(shape.depth, shape.seq_len, self.job.precision, self.best[1], self.final()["tok_per_s"], len(self.figures))
+
     def kept_figures(self) -> list[dict[str, Any]]:
         """Of each plan the fastest kernels' figures; of the winner those of its last measurement."""
         final, by_plan = self.final(), {}
+        slower = final["step_s"] / self.best_s  # at the power limit, which the others were not measured at
         for each in sorted(self.figures, key=lambda each: -each["step_s"]):
-            by_plan[each["micro_batch_size"], each["recompute"], each["reshard"]] = each
+            mfu = each["mfu"] and each["mfu"] / slower
+            at_limit = {"step_s": each["step_s"] * slower, "tok_per_s": each["tok_per_s"] / slower, "mfu": mfu}
+            by_plan[each["micro_batch_size"], each["recompute"], each["reshard"]] = each | at_limit
         by_plan[final["micro_batch_size"], final["recompute"], final["reshard"]] = final
         return list(by_plan.values())
 

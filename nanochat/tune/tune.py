@@ -6,6 +6,7 @@ import sys
 import time
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -15,7 +16,8 @@ from nanochat.common.errors import UserError
 from nanochat.common.paths import base_dir, named_path
 from nanochat.plan import batch, measurements
 from nanochat.plan.hardware import GPUS, Gpu, cpu
-from nanochat.plan.profile import Profile, Tuned, machine_of, profile_of, profile_path, read_profile, write_profile
+from nanochat.plan.measurements import Measurement
+from nanochat.plan.profile import Profile, machine_of, profile_of, profile_path, read_profile, write_profile
 from nanochat.plan.sizes import Shape
 from nanochat.plan.step import Job
 from nanochat.plan.this_machine import driver_version, this_machine
@@ -23,6 +25,8 @@ from nanochat.tune import children
 from nanochat.tune.search import Search
 from nanochat.tune.settings import OFF, RECORDED_DEPTHS, RECORDED_RANKS, TuneSettings
 
+ROCM = Path("/dev/kfd")  # is there where an AMD GPU's driver is
+UNFINISHED = "unfinished"
 OTHERS_S = 1800.0  # that another tuner on this machine is waited for
 
 
@@ -31,13 +35,12 @@ def tune(settings: TuneSettings) -> None:
     began = time.monotonic()
     settings.check()
     if settings.sent_in:
-        _record(read_profile(named_path(settings.sent_in)))
+        _record(read_profile(named_path(settings.sent_in)).rows)
         return
     base_dir()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that what measures is ended too
     with redirect_stdout(sys.stderr if settings.json else sys.stdout):
-        found = this_machine()
-        gpu = found[1] if found else cpu(0.0)
+        gpu = _gpu()
         path = profile_path(gpu)
         path.parent.mkdir(exist_ok=True)
         try:
@@ -49,11 +52,28 @@ def tune(settings: TuneSettings) -> None:
         print(json.dumps(asdict(profile)))
 
 
-def _record(profile: Profile) -> None:
-    """Add a profile's rows to the repository's table. Raises UserError for a kind of GPU that is not in the planner's."""
-    for row in profile.rows:
+def _gpu() -> Gpu:
+    """This machine's, by nvidia-smi; where another maker's are, by what torch says of them, which takes seconds."""
+    if found := this_machine():
+        return found[1]
+    if not ROCM.exists():
+        return cpu(0.0)
+    try:
+        return gpu_of_facts(children.facts())
+    except children.Broke as broke:
+        raise UserError(f"the GPU could not be asked what it is: {broke}") from None
+
+
+def gpu_of_facts(facts: dict[str, Any]) -> Gpu:
+    """The GPU, or the CPU seen as one, of a proving process's facts."""
+    return Gpu(**{**facts["gpu"], "device_names": tuple(facts["gpu"]["device_names"])})
+
+
+def _record(rows: tuple[Measurement, ...]) -> None:
+    """Add rows to the repository's table. Raises UserError for a kind of GPU that is not in the planner's."""
+    for row in rows:
         measurements.record(row)
-    say(f"recorded {len(profile.rows)} rows of {profile.machine} in {measurements.TABLE}")
+    say(f"recorded {len(rows)} rows in {measurements.TABLE}")
 
 
 def _profile(settings: TuneSettings, gpu: Gpu, began: float) -> Profile:
@@ -62,7 +82,7 @@ def _profile(settings: TuneSettings, gpu: Gpu, began: float) -> Profile:
     if settings.once and old and old.driver == driver_version() and _has(old, settings, depth):
         say(f"tuned already: {profile_path(gpu)}, of {old.date}; python -m scripts.tune without --once tunes anew")
         return old
-    return Tuning(settings, began).run()
+    return Tuning(settings, began, gpu, old if old and old.driver == driver_version() else None).run()
 
 
 def _has(profile: Profile, settings: TuneSettings, depth: int) -> bool:
@@ -77,6 +97,10 @@ class Tuning:
     settings: TuneSettings
     began: float
     """By time.monotonic()."""
+    gpu: Gpu
+    """What it is done on."""
+    old: Profile | None
+    """What is known of it already, with the same driver: other sizes' results stay."""
     facts: dict[str, Any] = field(default_factory=dict)
     proofs: list[dict[str, Any]] = field(default_factory=list)
     searches: list[Search] = field(default_factory=list)
@@ -87,19 +111,18 @@ class Tuning:
         depths = [s.depth] if s.depth != OFF else []
         asked: list[str] = [] if s.precision == "auto" else ["bf16", "fp8"] if s.precision == "fp8" else [s.precision]
         say(f"proving, against float64 on this machine ({s.seconds / 60:g} minutes in all):")
-        first = depths[0] if depths else (RECORDED_DEPTHS[0] if this_machine() else 4)
+        first = depths[0] if depths else RECORDED_DEPTHS[0] if not self.gpu.is_cpu else 4
         self.facts, self.proofs = children.proofs(first, s.max_seq_len, s.vocab_size, asked)
         self._say_proofs()
-        gpu = Gpu(**{**self.facts["gpu"], "device_names": tuple(self.facts["gpu"]["device_names"])})
+        self.gpu = gpu = gpu_of_facts(self.facts)
         if s.record and gpu.name not in [each.name for each in GPUS]:
             raise UserError(f"--record: {gpu.name} is not in the planner's table of GPUs (nanochat/plan/hardware.py): add it there first")
         on_gpu = not gpu.is_cpu
         depths = depths or (list(RECORDED_DEPTHS) if s.record else [RECORDED_DEPTHS[0] if on_gpu else 4])
         world_size = s.world_size if s.world_size != OFF else RECORDED_RANKS if s.record else max(1, self.facts["gpus"])
-        self.facts["precisions"] = asked or self.facts["precisions"]
-        profile = self._with(gpu, None)
-        write_profile(gpu, profile)  # so that what measures need not prove again
-        sizes = [(depth, precision) for precision in self.facts["precisions"] for depth in depths]
+        # So that what measures need not prove again. It has no driver: until all is done --once does not take it for done.
+        write_profile(gpu, replace(self._profile(None), driver=UNFINISHED))
+        sizes = [(depth, precision) for precision in asked or self.facts["precisions"] for depth in depths]
         for number, (depth, precision) in enumerate(sizes):
             left_s = self.began + s.seconds - time.monotonic()
             share_s = left_s / (len(sizes) - number)
@@ -107,11 +130,11 @@ class Tuning:
         if not any(search.best for search in self.searches):
             reasons = "; ".join(reason for search in self.searches for reason in search.struck)
             raise UserError(f"no way to make this step works here: {reasons}")
-        profile = self._with(gpu, self._links(), profile_of(gpu))
+        profile = self._profile(self._links())
         path = write_profile(gpu, profile)
         self._say_result(profile)
         if s.record:
-            _record(profile)
+            _record(self._rows())
         say(f"kept in {path}: training, scripts.plan and the report go by it")
         return profile
 
@@ -172,45 +195,55 @@ class Tuning:
         say(f"links: {found['bytes_per_s'] / 1e9:,.0f} GB/s reach each of {found['ranks']} GPUs in an all-gather")
         return found
 
-    def _with(self, gpu: Gpu, links: dict[str, Any] | None, old: Profile | None = None) -> Profile:
-        """The profile of what was found by now; other sizes' results that it had stay."""
-        tuned, figures, rows = [], [], []
-        for search in self.searches:
-            if not search.best:
-                continue
-            final = search.final()
-            job, recipe = search.job, search.best[1]
-            tuned.append(Tuned(job.shape.depth, job.shape.seq_len, job.precision, recipe, final["tok_per_s"], len(search.figures)))
-            figures.append(final)
-            rows += [measurements.row_of(each, measurements.today()) for each in search.kept_figures()]
-        kept = old or profile_of(gpu)
-        sizes = {(each.depth, each.seq_len, each.precision) for each in tuned}
-        others = [each for each in (kept.tuned if kept else ()) if (each.depth, each.seq_len, each.precision) not in sizes]
-        other_rows = [row for row in (kept.rows if kept else ()) if (row.depth, row.seq_len, row.precision) not in sizes]
-        other_figures = [
-            each for each in (kept.figures if kept else ()) if (each["depth"], each["max_seq_len"], each["precision"]) not in sizes
-        ]
+    def _rows(self) -> tuple[Measurement, ...]:
+        """What was measured now."""
+        figures = [each for search in self.searches if search.best for each in search.kept_figures()]
+        return tuple(measurements.row_of(each, measurements.today()) for each in figures)
+
+    def _profile(self, links: dict[str, Any] | None) -> Profile:
+        """The profile of what was found by now, and of other sizes what was known."""
+        done = [search for search in self.searches if search.best]
+        sizes = {(search.job.shape.depth, search.job.shape.seq_len, search.job.precision) for search in done}
+        tuned = [search.tuned() for search in done]
+        old = self.old
+        others = [each for each in (old.tuned if old else ()) if (each.depth, each.seq_len, each.precision) not in sizes]
+        other_rows = [row for row in (old.rows if old else ()) if (row.depth, row.seq_len, row.precision) not in sizes]
+        figures = [each for each in (old.figures if old else ()) if (each["depth"], each["max_seq_len"], each["precision"]) not in sizes]
         return Profile(
-            machine=machine_of(gpu),
+            machine=machine_of(self.gpu),
             torch=self.facts["torch"],
             cuda=self.facts["cuda"],
             driver=driver_version(),
             date=measurements.today(),
-            precision=self._auto_precision(kept),
+            precision=self._auto_precision(),
             tuned=(*others, *tuned),
-            rows=(*other_rows, *rows),
-            proofs=tuple(self.proofs),
-            figures=(*other_figures, *figures),
+            rows=(*other_rows, *self._rows()),
+            proofs=tuple(self._all_proofs()),
+            figures=(*figures, *(search.final() for search in done)),
             struck=tuple(reason for search in self.searches for reason in search.struck),
-            link_bytes_per_s=links["bytes_per_s"] if links else kept.link_bytes_per_s if kept else None,
-            link_ranks=links["ranks"] if links else kept.link_ranks if kept else 1,
+            link_bytes_per_s=links["bytes_per_s"] if links else old.link_bytes_per_s if old else None,
+            link_ranks=links["ranks"] if links else old.link_ranks if old else 1,
         )
 
-    def _auto_precision(self, kept: Profile | None) -> str:
-        """What --precision=auto is to be: bf16 on a GPU that has it; on a CPU the faster."""
+    def _all_proofs(self) -> list[dict[str, Any]]:
+        """Of this tuning; of precisions that were not asked for now, those that were there. Autotuned layers prove as they are measured."""
+        now = {proof["precision"] for proof in self.proofs}
+        kept = [proof for proof in (self.old.proofs if self.old else ()) if proof["precision"] not in now]
+        autotuned = {
+            "bf16" if search.job.fp8 else search.job.precision
+            for search in self.searches
+            if any("compile=tuned" in each["recipe"] for each in search.figures)
+        }
+        proven = [
+            {"name": "compile=tuned", "precision": each, "error": None, "tolerance": 0.0, "passed": True} for each in sorted(autotuned)
+        ]
+        return [*kept, *self.proofs, *proven]
+
+    def _auto_precision(self) -> str:
+        """What --precision=auto is to be: bf16 on a GPU that has it; on a CPU the faster, once both were measured."""
         timed = [(search.final()["step_s"], search.job.precision) for search in self.searches if search.best and not search.job.fp8]
-        if self.facts["gpus"] or not timed:
-            return kept.precision if kept and not timed else self.facts["precisions"][0]
+        if self.settings.precision != "auto" or self.facts["gpus"] or not timed:
+            return self.old.precision if self.old else self.facts["precisions"][0]
         return min(timed)[1]
 
     def _say_result(self, profile: Profile) -> None:

@@ -140,3 +140,26 @@ def test_other_gpus_get_what_they_have(
             settle("fp8", "auto", True, gpu, None)
     kinds = {name.split("=")[1] for name in proofs.names("bf16", gpu.device, ["fa4"], can_compile=True) if name.startswith("attention")}
     assert kinds == {"fused", "efficient", "math", "cudnn", "flash", "fa4"}
+
+
+def test_what_the_profile_has_struck_out_does_not_train_even_where_it_is_plain() -> None:
+    struck = ({"name": "attention=fused", "precision": "fp32", "error": 3.0, "tolerance": 1e-4, "passed": False},)
+    assert settle("fp32", "auto", True, SMALL, profile(("fp32", PLAIN), proven=PROVEN + struck)).recipe.attention == "products"
+    with pytest.raises(UserError, match="no attention here that is right"):
+        settle("fp32", "auto", True, SMALL, profile(("fp32", PLAIN), proven=struck))
+
+
+def test_a_package_that_is_gone_is_left_out_with_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
+    proven = ({"name": "attention=fa4", "precision": "bf16", "error": 0.01, "tolerance": 0.02, "passed": True},)
+    kept = ("bf16", Recipe(attention="fa4"))
+    assert settle("bf16", "auto", True, SMALL, profile(proven=proven), kept).recipe.attention == "fused"
+    assert "not to be had here any more" in capsys.readouterr().err
+
+
+def test_compiled_layers_are_cached_apart_by_their_attention() -> None:
+    tags = set()
+    for way in ("fused", "math", "flash"):
+        kernels.take_attention(way)
+        tags.add(torch.compiler.config.cache_key_tag)
+    kernels.take_attention("fused")
+    assert len(tags) == 3

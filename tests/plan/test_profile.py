@@ -120,7 +120,8 @@ def test_speeds_of_other_sizes_are_scaled_to_what_was_measured_here() -> None:
     write_profile(H100, profile(replace(own, step_s=6.4)))
     assert best(small).time.total == pytest.approx(2 * half, rel=0.02)
     assert half != before
-    assert basis(H100, "fp8") == "from a sketch"
+    assert basis(H100, "fp8", 20) == "from a sketch"
+    assert basis(H100, "bf16", 4) == "from a sketch"  # 38 layers say nothing of four
 
 
 def test_measured_links_replace_the_data_sheet() -> None:

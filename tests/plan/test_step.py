@@ -26,7 +26,7 @@ JOBS = st.builds(
 @pytest.mark.parametrize("row", measurements.read(), ids=lambda row: f"{row.gpu}-d{row.depth}-{row.micro_batch_size}-{row.source}")
 def test_step_times_are_within_seven_percent_of_the_measured_ones(row: measurements.Measurement) -> None:
     _, gpu = parse_gpus(row.gpu)
-    predicted = scaled(predicted_of(row, gpu), calibration(gpu, row.precision)).total
+    predicted = scaled(predicted_of(row, gpu), calibration(gpu, row.precision, row.depth)).total
     assert predicted == pytest.approx(row.step_s, rel=0.07)
     tokens = row.micro_batch_size * row.grad_accum_steps * row.seq_len
     assert row.tok_per_s == pytest.approx(tokens / row.step_s, rel=0.01)
@@ -81,8 +81,8 @@ def test_traffic_by_hand() -> None:
 
 
 def test_a_kind_without_measurements_is_not_scaled() -> None:
-    assert calibration(parse_gpus("B200")[1], "bf16") == 1
-    assert 0.9 < calibration(H100, "bf16") < 1.1
+    assert calibration(parse_gpus("B200")[1], "bf16", 38) == 1
+    assert 0.9 < calibration(H100, "bf16", 38) < 1.1
 
 
 def test_fp8_is_faster_where_it_is_and_takes_less_memory() -> None:

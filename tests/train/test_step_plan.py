@@ -50,7 +50,7 @@ def test_the_kernels_stay_what_they_were_until_the_question_changes(tmp_path: Pa
     assert kept.kernels() == ("bf16", recipe)
     assert KeptPlan(path, replace(SETTINGS, recipe="muon=plain"), 8, job().gpu).kernels() is None
     assert KeptPlan(path, replace(SETTINGS, compile=False), 8, job().gpu).kernels() is None
-    assert KeptPlan(path, SETTINGS, 4, job().gpu).kernels() is None
+    assert KeptPlan(path, replace(SETTINGS, device_batch_size=8), 4, job().gpu).kernels() == ("bf16", recipe)
     assert KeptPlan(path, SETTINGS, 8, job("H200").gpu).kernels() is None
     written = json.loads(path.read_text())
     written["kernels"]["attention"] = "by hand"

@@ -9,7 +9,13 @@ from typing import Any
 
 import pytest
 
+from nanochat.plan.choose import ways
+from nanochat.plan.hardware import cpu
+from nanochat.plan.recipe import Recipe
+from nanochat.plan.sizes import Shape
+from nanochat.plan.step import Job
 from nanochat.tune import children
+from nanochat.tune.search import Search
 from tests.conftest import ROOT, TINY, VOCAB_SIZE, World, wrong_request
 
 SIZE = ("--depth=2", f"--vocab_size={VOCAB_SIZE}", "--max_seq_len=64", "--device_batch_size=4", "--total_batch_size=1024")
@@ -71,6 +77,7 @@ def test_a_stop_ends_what_measures(world: World) -> None:
     while not (proving := started.read_text().split()) and time.monotonic() < until:
         time.sleep(0.05)
     assert proving
+    time.sleep(1)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=20) == 143
     assert not any(Path(f"/proc/{child}").exists() for child in proving)
@@ -90,6 +97,83 @@ def test_kernels_that_kill_or_hang_their_process_are_struck_out(monkeypatch: pyt
     assert "killed by signal 9" in notes["muon=halves"]
     assert "hung for 10 s" in notes["muon=gram"]
     assert len({proof["name"] for proof in found}) == len(found) == 6
+
+
+def job(**sizes: int) -> Job:
+    return Job(Shape(2, 300, 64), cpu(8.0), 1, 1, 256, 4, compute_bytes=4, on_gpu=False, **sizes)  # type: ignore[arg-type]
+
+
+PROVEN = [
+    {"name": name, "precision": "fp32", "error": 1e-6, "tolerance": 1e-4, "passed": True, "milliseconds": ms}
+    for name, ms in (("attention=products", 1.0), ("attention=fused", 2.0), ("muon=plain", 1.0))
+]
+
+
+def test_where_a_proven_kernel_fails_in_the_step_the_next_one_is_taken(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(children, "BENCH", "tests.tune.failing_bench")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(world.base / "nothing tuned"))
+    monkeypatch.chdir(ROOT)
+    said: list[str] = []
+    search = Search(job(), PROVEN, time.monotonic() + 1, said.append, compiles=False)
+    search.run()
+    assert search.best
+    assert search.best[1] == Recipe(compile="off")
+    assert "illegal memory access" in said[0]
+    assert search.struck
+    assert search.final()["step_s"] == search.best_s
+    assert search.tuned().recipe == search.best[1]
+
+
+def test_without_what_every_step_needs_nothing_is_measured() -> None:
+    struck = [{**proof, "passed": proof["name"] != "muon=plain"} for proof in PROVEN]
+    search = Search(job(), struck, time.monotonic() + 60, print, compiles=False)
+    search.run()
+    assert search.best is None
+    assert "not right here" in search.struck[0]
+
+
+def test_figures_that_are_kept_are_all_of_a_hot_machine() -> None:
+    search = Search(job(), PROVEN, time.monotonic(), print)
+    short = {"recipe": Recipe().text, "recompute": "none", "reshard": False, "mfu": 0.5, "first_step_after_start_s": 9.0}
+    plans = ways(search.job)
+    search.figures = [
+        {**short, "micro_batch_size": plans[0].micro_batch_size, "step_s": 1.0, "tok_per_s": 100.0},
+        {**short, "micro_batch_size": 77, "step_s": 1.1, "tok_per_s": 90.0},
+        {**short, "micro_batch_size": plans[0].micro_batch_size, "step_s": 1.2, "tok_per_s": 83.0},  # the first in full
+    ]
+    search.best, search.best_s = (plans[0], Recipe()), 1.0
+    kept = {each["micro_batch_size"]: each for each in search.kept_figures()}
+    assert kept[plans[0].micro_batch_size]["step_s"] == 1.2
+    assert kept[77]["step_s"] == pytest.approx(1.32)
+    assert kept[77]["tok_per_s"] == pytest.approx(75)
+
+
+def test_an_older_profile_does_not_leak_into_what_is_measured(world: World, tuned: dict[str, Any]) -> None:
+    path = next((world.base / "profiles").glob("*.json"))
+    text = path.read_text()
+    old = json.loads(text)
+    for each in old["tuned"]:
+        each["recipe"] |= {"threads": 1, "muon": "gram"}
+    path.write_text(json.dumps(old))
+    try:
+        finished = world.run("scripts.tune", *SIZE, "--precision=fp32", "--minutes=0.2", "--json")
+        assert finished.returncode == 0, finished.stderr
+        again = json.loads(finished.stdout)
+        assert next(each for each in again["tuned"] if each["precision"] == "fp32")["recipe"]["threads"] == 0
+        assert again["precision"] == tuned["precision"]  # one precision alone does not say which is the faster
+        assert {each["precision"] for each in again["tuned"]} == {each["precision"] for each in tuned["tuned"]}
+        unfinished = {**again, "driver": "unfinished"}
+        path.write_text(json.dumps(unfinished))
+        stopped = subprocess.Popen(
+            world.arguments("scripts.tune", *SIZE, "--once"), cwd=ROOT, env=world.environment(), stdout=-1, text=True
+        )
+        assert stopped.stdout
+        assert stopped.stdout.readline().startswith("proving")  # what was cut off is not taken for done
+        stopped.terminate()
+        stopped.wait(timeout=20)
+    finally:
+        path.write_text(text)
 
 
 def test_wrong_requests_are_a_line(world: World) -> None:
