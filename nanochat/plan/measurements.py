@@ -61,6 +61,12 @@ class Measurement:
     """Tensors of tokens × width that a layer kept, where they are not those of this model."""
     recipe: str = ""
     """Kernels, as --recipe takes them; empty where they were not kept."""
+    optimizer_s: float | None = None
+    """Seconds of a step that the optimizer takes."""
+    first_step_s: float | None = None
+    """Seconds from the start of the process to the end of its first step, with compiled kernels in the cache."""
+    cold_first_step_s: float | None = None
+    """The same with an empty cache."""
 
     @property
     def configuration(self) -> tuple[object, ...]:
@@ -105,6 +111,9 @@ def row_of(result: dict[str, Any], date: str) -> Measurement:
     return Measurement(
         **{name: result[name] for name in (*same, *figures)},
         seq_len=result["max_seq_len"],
+        optimizer_s=result["optimizer_s"],
+        first_step_s=result["first_step_after_start_s"],
+        cold_first_step_s=result.get("cold_first_step_after_start_s"),
         date=date,
         command=" ".join(command),
         source="bench_train",

@@ -259,5 +259,9 @@ class Tuning:
                 f"{final['micro_batch_size']} sequences, recompute {final['recompute']}: {final['tok_per_s']:,.0f} tok/s{mfu}, "
                 f"{first / last:.2f} times the first way tried"
             )
+            cold_s, warm_s = final["cold_first_step_after_start_s"], final["first_step_after_start_s"]
+            cold = f", {cold_s:.0f} s where nothing was compiled yet" if cold_s else ""
+            warm = f"; first step {warm_s:.0f} s after the start{cold}" if warm_s else ""
+            say(f"  the optimizer takes {final['optimizer_s'] / last:.1%} of it{warm}")
         if profile.precision == "fp32" and "bf16" in self.facts["precisions"]:
             say("--precision=auto will be fp32 here, which is faster")

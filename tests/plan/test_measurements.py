@@ -59,3 +59,47 @@ def test_measurements_take_the_place_of_sketches_in_what_speeds_rest_on(table: P
     record(row)
     assert of_kind("H100-80GB", "bf16") == (row,)
     assert basis("H100-80GB", "bf16") == "measured 2026-12-01 with torch 2.13.0, CUDA 13.0"
+
+
+def test_what_the_benchmark_says_becomes_a_row_whose_command_is_one(tmp_path: Path) -> None:
+    from nanochat.common.cli import parse
+    from nanochat.plan.measurements import row_of
+    from nanochat.train.bench_settings import BenchTrainSettings
+
+    result = {
+        "gpu": "H100-80GB",
+        "precision": "bf16",
+        "depth": 38,
+        "max_seq_len": 2048,
+        "vocab_size": 65_536,
+        "device_batch_size": 48,
+        "total_batch_size": 786_432,
+        "micro_batch_size": 8,
+        "grad_accum_steps": 6,
+        "recompute": "elementwise:3",
+        "reshard": True,
+        "world_size": 8,
+        "simulated": True,
+        "recipe": "attention=cudnn,muon=gram,fp8_sums=long,compile=layers",
+        "tok_per_s": 30_000.0,
+        "mfu": 0.6,
+        "step_s": 3.3,
+        "optimizer_s": 0.03,
+        "first_step_after_start_s": 20.0,
+        "peak_allocated_gib": 66.0,
+        "peak_reserved_gib": 70.0,
+        "torch": "2.13.0",
+        "cuda": "13.0",
+    }
+    row = row_of(result, "2026-12-01")
+    assert (row.optimizer_s, row.first_step_s, row.cold_first_step_s, row.recipe) == (0.03, 20.0, None, result["recipe"])
+    assert row.command
+    words = row.command.split()
+    assert words[:3] == ["python", "-m", "scripts.bench_train"]
+    settings = parse(BenchTrainSettings, words[3:])
+    settings.check()
+    assert (settings.simulate, settings.world_size, settings.recompute, settings.recipe) == (True, 8, "elementwise:3", result["recipe"])
+    assert settings.reshard_after_forward == "always"
+    (tmp_path / "table.json").write_text("[]")
+    record(row, tmp_path / "table.json")
+    assert read(tmp_path / "table.json") == (row,)
