@@ -5,6 +5,8 @@ and results are of the compute dtype's precision or better. Only the layers' six
 attention, and everything the optimizer holds stay as they are.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,37 +44,50 @@ class Fp8Product(torch.autograd.Function):
     """x · weightᵀ with both in fp8, and so are both of its gradients' products."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, fast: bool = False) -> Tensor:
-        """x: (n, in), weight: (out, in), of one dtype → (n, out) in it. fast: whether the gradients' sums are the short ones too."""
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, fast: bool = False, kept: Tensor | None = None, kept_scale: Tensor | None = None
+    ) -> Tensor:
+        """x: (n, in), weight: (out, in), of one dtype → (n, out) in it. fast: whether the gradients' sums are the short ones too.
+
+        kept, kept_scale: the weight as `quantized` made it before, where it has.
+        """
         x8, x_scale = quantized(x, INPUT)
-        w8, w_scale = quantized(weight, INPUT)
-        ctx.save_for_backward(x8, x_scale, weight, w_scale)
-        ctx.fast = fast
+        w8, w_scale = quantized(weight, INPUT) if kept is None or kept_scale is None else (kept, kept_scale)
+        ctx.save_for_backward(x8, x_scale, weight if kept is None else w8, w_scale)
+        ctx.fast, ctx.dtype = fast, weight.dtype
         return _product(x8, x_scale, w8.t(), w_scale, x.dtype, fast=True)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         """Both gradients in the compute dtype. The weight is made eight bits again, with the scale that it had: keeping it costs more."""
         x8, x_scale, weight, w_scale = ctx.saved_tensors
-        dtype, fast = weight.dtype, ctx.fast
+        dtype, fast = ctx.dtype, ctx.fast
         g8, g_scale = quantized(upstream[0], GRADIENT)
-        w8 = (weight.float() / w_scale).to(INPUT)
+        if weight.dtype == INPUT:
+            # The same, 0 being added; but of the gradient, or the compiler would turn it in the forward pass and keep that.
+            w8 = (weight.view(torch.uint8) + g_scale.isnan()).view(INPUT)
+        else:
+            w8 = (weight.float() / w_scale).to(INPUT)
         d_x = _product(g8, g_scale, _turned(w8).t(), w_scale, dtype, fast)
         d_weight = _product(_turned(g8), g_scale, _turned(x8).t(), x_scale, dtype, fast)
-        return d_x, d_weight, None
+        return d_x, d_weight, None, None, None
 
 
 class Fp8Linear(nn.Linear):
     """A layer without bias whose products are made in fp8."""
 
     fast: bool
+    kept: Tensor | None
+    """The weight in eight bits, where it is kept from one micro-batch of a step to the next."""
+    kept_scale: Tensor | None
+    """Its scale."""
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (…, in) → (…, out)."""
         if not torch.is_grad_enabled():  # evaluations and samples, whose few tokens gain nothing
             return super().forward(x)
-        product: Tensor = Fp8Product.apply(x.flatten(0, -2), self.weight, self.fast)
+        product: Tensor = Fp8Product.apply(x.flatten(0, -2), self.weight, self.fast, self.kept, self.kept_scale)
         return product.view(*x.shape[:-1], -1)
 
 
@@ -86,4 +101,42 @@ def use_fp8(model: GPT, fast: bool = False) -> None:
             if module.in_features % MULTIPLE or module.out_features % MULTIPLE:
                 raise ValueError(f"fp8 needs sizes that divide by {MULTIPLE}, not {module.out_features} × {module.in_features}")
             module.__class__ = Fp8Linear
-            setattr(module, "fast", fast)  # noqa: B010  mypy takes the class for what it was
+            module.__dict__ |= {"fast": fast, "kept": None, "kept_scale": None}
+
+
+class WeightsKept:
+    """Weights in eight bits for all micro-batches of a step, made by the first: a byte for each of them, on every rank."""
+
+    def __init__(self, model: GPT, compiled: bool):
+        """From now on each layer's forward pass makes them when a step begins. Call it last: what it wraps may be compiled."""
+        self._quantized = torch.compile(quantized, dynamic=False) if compiled else quantized
+        self._stale: set[Fp8Linear] = set()
+        self._all: list[Fp8Linear] = []
+        for block in model.model.layers:
+            inside = [module for module in block.modules() if isinstance(module, Fp8Linear)]
+            self._all += inside
+            for layer in inside:  # as buffers, which the compiler knows to stay where they are: it keeps no copies of them
+                del layer.kept, layer.kept_scale
+                layer.register_buffer("kept", torch.empty_like(layer.weight, dtype=INPUT), persistent=False)
+                layer.register_buffer("kept_scale", torch.empty_like(layer.weight[0, 0], dtype=torch.float32), persistent=False)
+            block.forward = partial(self._forward, block.forward, inside)
+        self.renew()
+
+    def renew(self) -> None:
+        """The weights are about to change, or have."""
+        self._stale.update(self._all)
+
+    def _forward(self, forward: Callable[..., Tensor], inside: list[Fp8Linear], *args: Any) -> Tensor:
+        if torch.is_grad_enabled():
+            for layer in self._stale.intersection(inside):
+                self._make(layer)
+        return forward(*args)
+
+    @torch.no_grad()
+    def _make(self, layer: Fp8Linear) -> None:
+        assert layer.kept is not None
+        assert layer.kept_scale is not None
+        made, scale = self._quantized(layer.weight, INPUT)
+        layer.kept.copy_(made)
+        layer.kept_scale.copy_(scale)
+        self._stale.discard(layer)

@@ -142,12 +142,20 @@ class Trunk(nn.Module):
         return rms_norm(x, self.eps)
 
 
+class Renewed(Protocol):
+    """Something made of the weights, which goes stale as they change."""
+
+    def renew(self) -> None:
+        """Make it anew when it is next wanted."""
+
+
 class GPT(nn.Module):
     """A language model: hidden states by the trunk, logits or losses by the head."""
 
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.config = config
+        self.weights_kept: Renewed | None = None  # of another precision, for the time of a step
         self.model = Trunk(config)
         self.lm_head = Head(config.hidden_size, config.vocab_size, config.logit_softcap)
 

@@ -104,7 +104,7 @@ def _default(size: Size, dtype: torch.dtype, compiles: bool) -> Recipe:
 
 def _of_layers(what: str, precision: str) -> str:
     """In which precision a choice is proven: what fp8 leaves alone computes in bf16."""
-    return "bf16" if precision == "fp8" and what != "fp8_sums" else precision
+    return "bf16" if precision == "fp8" and not what.startswith("fp8") else precision
 
 
 def _without_struck(recipe: Recipe, precision: str, profile: Profile | None) -> Recipe:
@@ -124,9 +124,9 @@ def _without_struck(recipe: Recipe, precision: str, profile: Profile | None) -> 
 def _unproven(recipe: Recipe, precision: str, profile: Profile | None) -> list[str]:
     """The choices that are not plain, nor products of torch's own, nor proven by the profile."""
     found = []
-    for what in ("attention", "muon", "fp8_sums", "compile"):
+    for what in CHOICES:
         way = getattr(recipe, what)
-        plain = way == getattr(PLAIN, what) or way in ("off", "products") or (what == "fp8_sums" and precision != "fp8")
+        plain = way == getattr(PLAIN, what) or way in ("off", "products") or (what.startswith("fp8") and precision != "fp8")
         is_there = way not in PACKAGES or way in installed_packages()
         if not plain and not (is_there and profile and profile.proves(f"{what}={way}", _of_layers(what, precision))):
             found.append(f"{what}={way}")

@@ -97,7 +97,7 @@ def prove(name: str, precision: str, size: Size) -> Proof:
 def names(precision: str, device: torch.device, packages: list[str], can_compile: bool, autotunes: bool = True) -> list[str]:
     """All that a device may have in a precision. packages: later FlashAttentions that are installed."""
     if precision == "fp8":
-        return [f"fp8_sums={way}" for way in CHOICES["fp8_sums"]]
+        return [*(f"fp8_sums={way}" for way in CHOICES["fp8_sums"]), "fp8_weights=kept"]
     if device.type == "cuda":
         kernels = ["fused", "efficient", "math", *(["cudnn", "flash", *packages] if precision == "bf16" else [])]
     else:
@@ -244,7 +244,9 @@ def _fp8(way: str, _precision: str, size: Size) -> tuple[float, float]:
     errors, taken_ms = [], 0.0
     for n, k in ((4 * d, d), (d, 4 * d)):
         x, weight, upstream = (_random(size, *shape).bfloat16() for shape in ((tokens, k), (n, k), (tokens, n)))
-        once = partial(_with_gradients, lambda x, weight: product(x, weight, way == "short"), [x, weight], upstream)
+        kept = quantized(weight, INPUT) if way == "kept" else ()
+        arguments = (way == "short", *kept)
+        once = partial(_with_gradients, lambda x, weight, more=arguments: product(x, weight, *more), [x, weight], upstream)
         rounded = (quantized(x, INPUT), quantized(weight, INPUT), quantized(upstream, GRADIENT))
         x8, w8, g8 = (value.double() * scale.double() for value, scale in rounded)
         errors.append(_largest(once(), [x8 @ w8.t(), g8 @ w8, g8.t() @ x8]))
@@ -258,4 +260,5 @@ PROOFS: dict[str, Callable[[str, str, Size], tuple[float, float | None]]] = {
     "head": _head,
     "muon": _muon,
     "fp8_sums": _fp8,
+    "fp8_weights": _fp8,
 }

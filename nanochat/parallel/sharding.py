@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 
 from nanochat.model.attention import attention_by_products
 from nanochat.model.config import GPTConfig
-from nanochat.model.fp8 import use_fp8
+from nanochat.model.fp8 import WeightsKept, use_fp8
 from nanochat.model.gpt import GPT, Block
 from nanochat.model.init import init_weights, initial_std
 from nanochat.parallel.compiling import compile_model
@@ -118,6 +118,8 @@ def sharded_model(
     apply_recompute(model, recompute)
     if recipe.compile != "off":
         compile_model(model, tuned=recipe.compile == "tuned")
+    if fp8 and recipe.fp8_weights == "kept":
+        model.weights_kept = WeightsKept(model, compiled=recipe.compile != "off")
     shard(model, mesh, compute_dtype, reshard)
     model.to_empty(device=ranks.device)
     model.model.init_rotary()

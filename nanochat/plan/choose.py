@@ -183,6 +183,7 @@ def _plan(job: Job, micro_batch_size: int, recompute: Recompute, reshard: bool) 
         accumulates=accum > 1,
         fp8=job.fp8,
         by_products=job.recipe.attention == "products",
+        kept_fp8=job.fp8 and job.recipe.fp8_weights == "kept",
     )
     time = step_time(job, micro_batch_size, accum, recompute, reshard)
     return StepPlan(job, micro_batch_size, accum, recompute, reshard, memory, time)

@@ -25,7 +25,7 @@ class Memory:
     """Bytes of one rank at the peak of a step, wherever in the step that is."""
 
     parameters: float
-    """Shards of the float32 masters."""
+    """Shards of the float32 masters, and whole layers in eight bits where they are kept."""
     gradients: float
     """Shards of the float32 gradients."""
     optimizer: float
@@ -68,10 +68,12 @@ def step_memory(
     accumulates: bool = True,
     fp8: bool = False,
     by_products: bool = False,
+    kept_fp8: bool = False,
 ) -> Memory:
     """Memory at the peak of a step of one rank among `shard_ranks` that share the weights.
 
     by_products: whether attention is made by products, which keep its weights.
+    kept_fp8: whether all weights of layers are kept in eight bits too.
     accumulates: whether a step has several micro-batches, so that the gradients of some stand while the next is computed.
     tests/parallel/test_step_memory.py follows every allocation of a step and holds this to their peak.
     """
@@ -80,6 +82,7 @@ def step_memory(
     width = tokens * s.model_dim * c
     block, table = s.block_parameters, s.embedding_parameters
     shards = s.parameters / shard_ranks
+    eights = s.depth * block if kept_fp8 else 0
     optimizer = (s.depth * block + 2 * 2 * table) / shard_ranks * MASTER_BYTES
     ids = tokens * TOKEN_BYTES
     # The first norm and the last keep their inputs too.
@@ -88,7 +91,7 @@ def step_memory(
     arriving = c if shard_ranks > 1 else 0
 
     def at(gradients: float, activations: float, head: float, communication: float) -> Memory:
-        memory = Memory(shards * MASTER_BYTES, gradients * MASTER_BYTES, optimizer, activations, head, communication, 0.0)
+        memory = Memory(shards * MASTER_BYTES + eights, gradients * MASTER_BYTES, optimizer, activations, head, communication, 0.0)
         return replace(memory, reserve=memory.peak * FRAGMENTATION + (CONTEXT_BYTES if on_gpu else 0))
 
     # A chunk's logits and their gradient; the head's input and weight with their gradients. What the last reduction of a

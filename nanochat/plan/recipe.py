@@ -9,6 +9,7 @@ CHOICES = {
     "attention": ("fused", "cudnn", "flash", "fa3", "fa4", "efficient", "math", "products"),
     "muon": ("plain", "halves", "gram"),
     "fp8_sums": ("long", "short"),
+    "fp8_weights": ("made", "kept"),
     "compile": ("layers", "tuned", "off"),
 }
 
@@ -24,6 +25,8 @@ class Recipe:
     """`plain`, `halves` or `gram`, as optim.newton_schulz has them."""
     fp8_sums: str = "long"
     """Whether gradients in fp8 are summed in float32, `long`, or in the tensor cores' shorter registers, `short`."""
+    fp8_weights: str = "made"
+    """Whether weights in eight bits are `made` anew for every micro-batch, or `kept` for a step, which takes a byte for each."""
     compile: str = "layers"
     """`layers`: layer by layer; `tuned`: the same, the compiler trying many kernels, which takes minutes once; `off`."""
     threads: int = 0

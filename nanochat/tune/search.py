@@ -145,7 +145,8 @@ class Search:
 
     def _kernels(self) -> Iterator[tuple[str, Callable[[Recipe], Recipe]]]:
         """Changes of kernels that are proven, the likeliest to win first."""
-        changes = [("fp8_sums", "short")] if self.job.fp8 else []
+        several = self.best is not None and self.best[0].grad_accum_steps > 1
+        changes = [("fp8_sums", "short"), *([("fp8_weights", "kept")] if several else [])] if self.job.fp8 else []
         changes += [("muon", "gram"), *([("muon", "halves")] if self.job.on_gpu else [])]
         changes += [("attention", way) for way in self.attentions()]
         for what, way in changes:

@@ -6,7 +6,7 @@ from torch import nn
 from torch._subclasses import FakeTensorMode
 
 from nanochat.model.config import GPTConfig
-from nanochat.model.fp8 import GRADIENT, INPUT, Fp8Linear, Fp8Product, quantized, use_fp8
+from nanochat.model.fp8 import GRADIENT, INPUT, Fp8Linear, Fp8Product, WeightsKept, quantized, use_fp8
 from nanochat.model.gpt import GPT
 from nanochat.model.init import init_weights
 from nanochat.parallel.compiling import compile_model, compiler_missing
@@ -86,6 +86,38 @@ def test_a_model_in_fp8_has_nearly_the_loss_and_the_gradients_of_one_in_float32(
         assert torch.allclose(model(ids, targets), plain(ids, targets), rtol=1e-5)
 
 
+def test_weights_kept_for_a_step_change_nothing_and_follow_the_weights() -> None:
+    results = []
+    for keeps in (False, True):
+        model, ids, targets = model_and_batch()
+        use_fp8(model)
+        kept = WeightsKept(model, compiled=False) if keeps else None
+        seen = []
+        for _step in range(2):
+            if kept:
+                kept.renew()
+            for micro in range(2):
+                model(ids[micro:], targets[micro:]).backward()
+            seen += [p.grad.clone() for p in model.parameters() if p.grad is not None]
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.mul_(1.5)
+        results.append(seen)
+    for made, kept_ones in zip(*results, strict=True):
+        assert torch.equal(made, kept_ones)
+
+
+def test_kept_weights_that_are_not_renewed_are_stale() -> None:
+    model, ids, targets = model_and_batch()
+    use_fp8(model)
+    WeightsKept(model, compiled=False)
+    before = float(model(ids, targets))
+    with torch.no_grad():
+        for parameter in model.model.layers.parameters():
+            parameter.mul_(2)
+    assert float(model(ids, targets)) == before
+
+
 def test_only_the_layers_products_change_and_their_weights_keep_their_names() -> None:
     model, _, _ = model_and_batch()
     names = list(model.state_dict())
@@ -117,7 +149,7 @@ def test_shapes_and_dtypes_hold_on_a_gpu_that_is_only_described() -> None:
         context = Context()
         y = Fp8Product.forward(context, x, weight)
         assert (y.shape, y.dtype, y.device.type) == ((4096, 9728), torch.bfloat16, "cuda")
-        d_x, d_weight, _ = Fp8Product.backward(context, torch.empty_like(y))
+        d_x, d_weight, *_ = Fp8Product.backward(context, torch.empty_like(y))
         assert (d_x.shape, d_weight.shape) == (x.shape, weight.shape)
         assert {d_x.dtype, d_weight.dtype} == {torch.bfloat16}
         assert {d_x.device.type, d_weight.device.type} == {"cuda"}

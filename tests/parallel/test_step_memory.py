@@ -134,7 +134,7 @@ def peak_of_a_step(
     accum: int,
     fp8: bool,
     monkeypatch: pytest.MonkeyPatch,
-    muon: str = "plain",
+    kernels: Recipe = Recipe(),  # noqa: B008
 ) -> int:
     """Bytes alive at most while one rank of `ranks` makes one training step in bf16, or with products in fp8, not its first."""
     config = GPTConfig.from_depth(shape.depth, shape.vocab_size, shape.seq_len)
@@ -154,11 +154,11 @@ def peak_of_a_step(
                 0,
                 recompute=recompute,
                 reshard=reshard,
-                recipe=Recipe(),
+                recipe=kernels,
                 fp8=fp8,
                 std_of=lambda _name, _p: 0.0,
             )
-            optimizers = Optimizers(model, OptimizerSettings(), torch.bfloat16, LonelyExchange(mesh), muon)
+            optimizers = Optimizers(model, OptimizerSettings(), torch.bfloat16, LonelyExchange(mesh), kernels.muon)
             # The optimizers' state, and how DTensors find out, once and on fake tensors, what becomes of each of their ops.
             for parameter in model.parameters():
                 parameter.grad = torch.zeros_like(parameter)
@@ -206,7 +206,19 @@ def test_the_peak_of_a_step_is_the_predicted_one(
 @pytest.mark.parametrize("muon", ["halves", "gram"])
 def test_no_way_to_orthogonalize_takes_more(muon: str, monkeypatch: pytest.MonkeyPatch) -> None:
     shape, recompute = Shape(20), Recompute.parse("block", 20)
-    got = peak_of_a_step(shape, 1, recompute, True, 2, 1, False, monkeypatch, muon)
+    got = peak_of_a_step(shape, 1, recompute, True, 2, 1, False, monkeypatch, Recipe(muon=muon))
     predicted = memory.step_memory(shape, 1, recompute, True, 2, compute_bytes=2, accumulates=False)
     assert 0.9 * got < predicted.allocated
     assert got < 1.01 * predicted.allocated
+
+
+@pytest.mark.parametrize(
+    ("depth", "micro_batch_size", "level", "reshard"), [(38, 8, "none", False), (52, 6, "none", True), (20, 64, "mlp", True)]
+)
+def test_weights_kept_in_eight_bits_take_a_byte_each(
+    depth: int, micro_batch_size: int, level: str, reshard: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape, recompute = Shape(depth), Recompute.parse(level, depth)
+    got = peak_of_a_step(shape, micro_batch_size, recompute, reshard, 8, 2, True, monkeypatch, Recipe(fp8_weights="kept"))
+    predicted = memory.step_memory(shape, micro_batch_size, recompute, reshard, 8, compute_bytes=2, fp8=True, kept_fp8=True)
+    assert predicted.allocated == pytest.approx(got, rel=0.01)
