@@ -64,11 +64,9 @@ class Fp8Product(torch.autograd.Function):
         x8, x_scale, weight, w_scale = ctx.saved_tensors
         dtype, fast = ctx.dtype, ctx.fast
         g8, g_scale = quantized(upstream[0], GRADIENT)
-        if weight.dtype == INPUT:
-            # The same, 0 being added; but of the gradient, or the compiler would turn it in the forward pass and keep that.
-            w8 = (weight.view(torch.uint8) + g_scale.isnan()).view(INPUT)
-        else:
-            w8 = (weight.float() / w_scale).to(INPUT)
+        # A kept one plus 0, but of the gradient: or the compiler would turn it in the forward pass, and keep that too.
+        kept = weight.dtype == INPUT
+        w8 = (weight.view(torch.uint8) + g_scale.isnan()).view(INPUT) if kept else (weight.float() / w_scale).to(INPUT)
         d_x = _product(g8, g_scale, _turned(w8).t(), w_scale, dtype, fast)
         d_weight = _product(_turned(g8), g_scale, _turned(x8).t(), x_scale, dtype, fast)
         return d_x, d_weight, None, None, None
