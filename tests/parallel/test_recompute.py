@@ -53,6 +53,15 @@ def kept_bytes(block: Block, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tens
     return sum(size for storage, size in storages.items() if storage not in others)
 
 
+def layer_in_bf16(config: GPTConfig) -> Block:
+    """A layer whose weights are bf16, as sharding brings them together."""
+    block = Block(config, 0)
+    for module in block.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.weight = torch.nn.Parameter(torch.empty(module.weight.shape, dtype=torch.bfloat16))
+    return block
+
+
 CONFIGURATIONS = [(12, 8, 1024), (12, 32, 2048), (20, 16, 2048), (32, 8, 2048), (38, 8, 2048), (38, 12, 2048), (52, 4, 2048), (52, 6, 4096)]
 
 
@@ -61,10 +70,7 @@ CONFIGURATIONS = [(12, 8, 1024), (12, 32, 2048), (20, 16, 2048), (32, 8, 2048), 
 def test_the_memory_model_counts_what_autograd_keeps(level: str, depth: int, micro_batch_size: int, seq_len: int) -> None:
     config = GPTConfig.from_depth(depth, 65_536, seq_len)
     with FakeTensorMode():
-        block = Block(config, 0)
-        for module in block.modules():
-            if isinstance(module, torch.nn.Linear):
-                module.weight = torch.nn.Parameter(torch.empty(module.weight.shape, dtype=torch.bfloat16))
+        block = layer_in_bf16(config)
         x = torch.empty(micro_batch_size, seq_len, config.hidden_size, dtype=torch.bfloat16, requires_grad=True)
         cos, sin = torch.empty(2, seq_len, config.head_dim // 2).unbind()
         got = kept_bytes(block, x, cos, sin, level, PARTITIONED)
@@ -77,10 +83,7 @@ def test_the_memory_model_counts_what_autograd_keeps(level: str, depth: int, mic
 def test_attention_by_products_keeps_its_weights(level: str, depth: int, micro_batch_size: int, seq_len: int) -> None:
     config = GPTConfig.from_depth(depth, 4096, seq_len)
     with FakeTensorMode():
-        block = Block(config, 0)
-        for module in block.modules():
-            if isinstance(module, torch.nn.Linear):
-                module.weight = torch.nn.Parameter(torch.empty(module.weight.shape, dtype=torch.bfloat16))
+        block = layer_in_bf16(config)
         block.attend = attention_by_products
         x = torch.empty(micro_batch_size, seq_len, config.hidden_size, dtype=torch.bfloat16, requires_grad=True)
         cos, sin = torch.empty(2, seq_len, config.head_dim // 2).unbind()
