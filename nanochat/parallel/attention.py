@@ -7,13 +7,16 @@ import torch
 from torch.nn import attention as torch_attention
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-BACKENDS = {
-    "cudnn": SDPBackend.CUDNN_ATTENTION,
-    "flash": SDPBackend.FLASH_ATTENTION,
-    "fa3": SDPBackend.FLASH_ATTENTION,
-    "fa4": SDPBackend.FLASH_ATTENTION,
-    "efficient": SDPBackend.EFFICIENT_ATTENTION,
-    "math": SDPBackend.MATH,
+ANY_SHAPE = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
+BACKENDS = {  # of which torch takes what it can; cuDNN's only where it is named, for it is what may not work
+    "fused": ANY_SHAPE,
+    "products": ANY_SHAPE,
+    "cudnn": (SDPBackend.CUDNN_ATTENTION,),
+    "flash": (SDPBackend.FLASH_ATTENTION,),
+    "fa3": (SDPBackend.FLASH_ATTENTION,),
+    "fa4": (SDPBackend.FLASH_ATTENTION,),
+    "efficient": (SDPBackend.EFFICIENT_ATTENTION,),
+    "math": (SDPBackend.MATH,),
 }
 PACKAGES = {"fa3": "FA3", "fa4": "FA4"}  # as torch registers them
 
@@ -27,26 +30,25 @@ def attention_of_any_shape() -> Iterator[None]:
     package = _active_package()
     _take_package(None)
     try:
-        with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
+        with sdpa_kernel(list(ANY_SHAPE)):
             yield
     finally:
         _take_package(package)
 
 
 def take_attention(way: str) -> None:
-    """From now on attention runs on this one of torch's kernels; `fused` and `products` leave torch its own choice.
+    """From now on attention runs on this one of torch's kernels; `fused` and `products` leave torch the choice, without cuDNN's.
 
     The plain kernel stays allowed besides, for what the chosen one refuses. Raises what an installed package raises.
     """
     _take_package(PACKAGES.get(way))
     torch.compiler.config.cache_key_tag = f"attention={way}"  # compiled layers hold the kernel, and their cache does not know it
-    wanted = BACKENDS.get(way)
     for backend, enable in (
         (SDPBackend.CUDNN_ATTENTION, torch.backends.cuda.enable_cudnn_sdp),
         (SDPBackend.FLASH_ATTENTION, torch.backends.cuda.enable_flash_sdp),
         (SDPBackend.EFFICIENT_ATTENTION, torch.backends.cuda.enable_mem_efficient_sdp),
     ):
-        enable(wanted in (None, backend))
+        enable(backend in BACKENDS[way])
 
 
 @contextlib.contextmanager
@@ -55,7 +57,7 @@ def only_attention(way: str) -> Iterator[None]:
     package = _active_package()
     _take_package(PACKAGES.get(way))
     try:
-        with sdpa_kernel([BACKENDS[way]]) if way in BACKENDS else contextlib.nullcontext():
+        with sdpa_kernel(list(BACKENDS[way])):
             yield
     finally:
         _take_package(package)

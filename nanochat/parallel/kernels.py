@@ -13,7 +13,7 @@ from nanochat.parallel.compiling import compiler_missing
 from nanochat.parallel.precision import Precision, makes_fp8_products, resolve_precision
 from nanochat.parallel.proofs import Size, names, prove
 from nanochat.plan.profile import Profile
-from nanochat.plan.recipe import CHOICES, PLAIN, Recipe
+from nanochat.plan.recipe import CHOICES, PLAIN, Recipe, proven_in
 
 CUDNN_FROM = (9, 0)  # on Hopper cuDNN's forward and backward reach 399 TFLOP/s where FlashAttention-2 reaches 236
 PRODUCTS_UP_TO = 1024  # tokens of a sequence whose scores a CPU's caches bear
@@ -84,9 +84,8 @@ def settle(
     if not compiles:  # without which the many small steps of products are slow
         recipe = replace(recipe, compile="off", attention="fused" if recipe.attention == "products" else recipe.attention)
     recipe = _without_struck(recipe, precision, profile)
-    proven = [name for name in _unproven(recipe, precision, profile) if _proves_itself(name, precision, size, name in choices.split(","))]
     for name in _unproven(recipe, precision, profile):
-        if name not in proven:
+        if not _proves_itself(name, precision, size, name in choices.split(",")):
             what = name.split("=")[0]
             recipe = replace(recipe, **{what: getattr(PLAIN, what)})
     return Kernels(dtype, fp8, recipe, why)
@@ -102,15 +101,10 @@ def _default(size: Size, dtype: torch.dtype, compiles: bool) -> Recipe:
     return replace(PLAIN, attention="cudnn") if hopper else PLAIN
 
 
-def _of_layers(what: str, precision: str) -> str:
-    """In which precision a choice is proven: what fp8 leaves alone computes in bf16."""
-    return "bf16" if precision == "fp8" and not what.startswith("fp8") else precision
-
-
 def _without_struck(recipe: Recipe, precision: str, profile: Profile | None) -> Recipe:
     """The recipe without what the profile has struck out; what is proven takes its place. Raises UserError where nothing is."""
     for what in ("attention", "muon", *(["fp8_sums"] if precision == "fp8" else [])):
-        way, of_layers = getattr(recipe, what), _of_layers(what, precision)
+        way, of_layers = getattr(recipe, what), proven_in(what, precision)
         if not profile or not profile.strikes(f"{what}={way}", of_layers):
             continue
         others = [each for each in CHOICES[what] if profile.proves(f"{what}={each}", of_layers)]
@@ -128,13 +122,13 @@ def _unproven(recipe: Recipe, precision: str, profile: Profile | None) -> list[s
         way = getattr(recipe, what)
         plain = way == getattr(PLAIN, what) or way in ("off", "products") or (what.startswith("fp8") and precision != "fp8")
         is_there = way not in PACKAGES or way in installed_packages()
-        if not plain and not (is_there and profile and profile.proves(f"{what}={way}", _of_layers(what, precision))):
+        if not plain and not (is_there and profile and profile.proves(f"{what}={way}", proven_in(what, precision))):
             found.append(f"{what}={way}")
     return found
 
 
 def _proves_itself(name: str, precision: str, size: Size, asked: bool) -> bool:
-    of_layers = _of_layers(name.split("=")[0], precision)
+    of_layers = proven_in(name.split("=")[0], precision)
     if name not in names(of_layers, size.device, installed_packages(), can_compile=True):
         if asked:
             raise UserError(f"--recipe={name}: not to be had on this device in {precision}")

@@ -19,8 +19,8 @@ class Recipe:
     """One way to make a step; every choice but the first of each is proven on the machine before it trains."""
 
     attention: str = "fused"
-    """`fused`: the kernel that torch takes by itself; `cudnn`, `flash` (FlashAttention-2), `fa3` and `fa4` (where they are
-    installed), `efficient`, `math`: that one; `products`: plain products and a softmax (see model.attention)."""
+    """`fused`: the kernel that torch takes by itself, cuDNN's left out; `cudnn`, `flash` (FlashAttention-2), `fa3` and `fa4` (where
+    they are installed), `efficient`, `math`: that one; `products`: plain products and a softmax (see model.attention)."""
     muon: str = "plain"
     """`plain`, `halves` or `gram`, as optim.newton_schulz has them."""
     fp8_sums: str = "long"
@@ -59,6 +59,11 @@ class Recipe:
         if not (isinstance(kept, dict) and kept.keys() == names and isinstance(kept["threads"], int)):
             return None
         return cls(**kept) if all(kept[name] in values for name, values in CHOICES.items()) else None
+
+
+def proven_in(what: str, precision: str) -> str:
+    """In which precision a choice is proven: what fp8 leaves alone computes in bf16."""
+    return "bf16" if precision == "fp8" and not what.startswith("fp8") else precision
 
 
 def check_recipe(text: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from nanochat.plan.choose import StepPlan, ways
 from nanochat.plan.profile import Tuned
-from nanochat.plan.recipe import CHOICES, Recipe
+from nanochat.plan.recipe import CHOICES, Recipe, proven_in
 from nanochat.plan.step import Job
 from nanochat.tune.children import Broke, measure
 
@@ -52,12 +52,8 @@ class Search:
     best: Way | None = None
     best_s: float = float("inf")
 
-    @property
-    def _of_layers(self) -> str:
-        return "bf16" if self.job.fp8 else self.job.precision
-
     def _proof(self, name: str) -> dict[str, Any] | None:
-        precision = self.job.precision if name.startswith("fp8") else self._of_layers
+        precision = proven_in(name, self.job.precision)
         return next((each for each in self.proofs if (each["name"], each["precision"]) == (name, precision) and each["passed"]), None)
 
     def likeliest(self, like: Recipe | None = None) -> Iterator[Recipe]:
@@ -76,11 +72,16 @@ class Search:
                 yield replace(like, fp8_sums=sums, compile=plain.compile)
                 like = None
             yield plain
-            yield replace(plain, compile="off")
+            if compiled:
+                yield replace(plain, compile="off")
 
     def attentions(self, within: float = WITHIN) -> list[str]:
         """Proven kernels of attention, the fastest first, without those that are much slower."""
-        found = [each for each in self.proofs if each["precision"] == self._of_layers and each["passed"] and each.get("milliseconds")]
+        found = [
+            each
+            for each in self.proofs
+            if each["precision"] == proven_in("attention", self.job.precision) and each["passed"] and each.get("milliseconds")
+        ]
         timed = sorted((each["milliseconds"], each["name"].split("=")[1]) for each in found if each["name"].startswith("attention="))
         return [way for taken, way in timed if taken <= within * timed[0][0]]
 

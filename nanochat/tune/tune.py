@@ -18,6 +18,7 @@ from nanochat.plan import batch, measurements
 from nanochat.plan.hardware import GPUS, Gpu, cpu
 from nanochat.plan.measurements import Measurement
 from nanochat.plan.profile import Profile, machine_of, profile_of, profile_path, read_profile, write_profile
+from nanochat.plan.recipe import proven_in
 from nanochat.plan.sizes import Shape
 from nanochat.plan.step import Job
 from nanochat.plan.this_machine import driver_version, this_machine
@@ -230,7 +231,7 @@ class Tuning:
         now = {proof["precision"] for proof in self.proofs}
         kept = [proof for proof in (self.old.proofs if self.old else ()) if proof["precision"] not in now]
         autotuned = {
-            "bf16" if search.job.fp8 else search.job.precision
+            proven_in("compile", search.job.precision)
             for search in self.searches
             if any("compile=tuned" in each["recipe"] for each in search.figures)
         }

@@ -163,3 +163,13 @@ def test_compiled_layers_are_cached_apart_by_their_attention() -> None:
         tags.add(torch.compiler.config.cache_key_tag)
     kernels.take_attention("fused")
     assert len(tags) == 3
+
+
+@pytest.mark.parametrize("way", ["fused", "products", "flash", "efficient", "math", "cudnn"])
+def test_cudnn_computes_only_where_it_is_named(way: str) -> None:
+    try:
+        kernels.take_attention(way)
+        assert torch.backends.cuda.cudnn_sdp_enabled() == (way == "cudnn")
+        assert torch.backends.cuda.flash_sdp_enabled() == (way in ("fused", "products", "flash"))
+    finally:
+        kernels.take_attention("fused")
