@@ -9,7 +9,7 @@ from nanochat.plan.recipe import Recipe
 from nanochat.report.markdown import block, duration, number, table
 from nanochat.report.run_files import StageFiles
 
-NOT_TASKS = {"step", "elapsed_s", "val_bpb", "val_loss", "core"}
+NOT_TASKS = {"step", "elapsed_s", "val_bpb", "val_loss", "core", "alert", "back_to", "bad_steps", "bad_samples"}
 LATE = 0.5  # the steps of a run's second half are the ones that speeds are taken from: compiling is over
 
 

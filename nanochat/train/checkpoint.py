@@ -15,14 +15,24 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 
 from nanochat.common.console import warn
 from nanochat.common.errors import UserError
-from nanochat.common.files import discard, read_json
+from nanochat.common.files import atomic_path, discard, read_json, remove
 from nanochat.model.gpt import GPT
 from nanochat.optim.build import Optimizers
 from nanochat.parallel.ranks import PATIENCE, Ranks
 from nanochat.parallel.sharding import reshard
-from nanochat.train.checkpoint_files import STATE_FILE, StepReader, StepWriter, missing_part, read_metadata
+from nanochat.train.checkpoint_files import (
+    METADATA_FILE,
+    STATE_FILE,
+    StepReader,
+    StepWriter,
+    read_checksums,
+    read_metadata,
+    wrong_file,
+)
 
 KEEP = 2
+LATEST_FILE = "latest"
+DAMAGED = "damaged-"
 LOOK_EVERY_S = 1.0
 LEAVE_AFTER_S = 600.0  # where another rank has failed, its part of a save may never come
 
@@ -39,6 +49,12 @@ class RunState:
     """Seconds spent training, over all starts."""
     extra: dict[str, float] = field(default_factory=dict)
     """Figures that later stages and the report want, such as the last validation."""
+    recent: list[list[float]] = field(default_factory=list)
+    """Loss and norm of the gradient of the last good steps, which a new one is held against."""
+    bad_in_a_row: int = 0
+    """Bad steps since the last good one."""
+    bad_steps: int = 0
+    """All of them."""
 
 
 def named_tensors(model: GPT, optimizers: Optimizers) -> dict[str, Tensor]:
@@ -57,13 +73,14 @@ def named_tensors(model: GPT, optimizers: Optimizers) -> dict[str, Tensor]:
 
 
 class Checkpoints:
-    """The checkpoints of one stage of a run: directories `step_00000100`, complete or absent; the last two are kept.
+    """The checkpoints of one stage of a run: directories `step_00000100`, complete or absent, and `latest`, which names the newest.
 
     They are written while training goes on. Every rank makes one of these and calls its methods alike.
     """
 
-    def __init__(self, directory: Path, ranks: Ranks):
-        self.directory, self.ranks = directory, ranks
+    def __init__(self, directory: Path, ranks: Ranks, keep_every: int = -1):
+        """keep_every: those of steps that it divides are kept for good, besides the last two; -1 for none."""
+        self.directory, self.ranks, self.keep_every = directory, ranks, keep_every
         # A save's collectives run in a thread beside training's: in a group of their own they cannot get in each other's way.
         self._group = dist.new_group(backend="gloo", timeout=PATIENCE)
         self._writer: StepWriter | None = None
@@ -73,6 +90,15 @@ class Checkpoints:
         """Those that are there, oldest first."""
         return sorted(p for p in self.directory.glob("step_*") if re.fullmatch(r"step_\d{8}", p.name))
 
+    def latest(self) -> list[Path]:
+        """Those that are there, in the order in which to try them: the one that `latest` names, then the others, newest first."""
+        found = self.all()[::-1]
+        named = self.directory / (self.directory / LATEST_FILE).read_text("utf-8", "replace").strip() if self._has_pointer() else None
+        return [named, *(path for path in found if path != named)] if named in found else found
+
+    def _has_pointer(self) -> bool:
+        return (self.directory / LATEST_FILE).is_file()
+
     def save(self, state: RunState, model: GPT, optimizers: Optimizers) -> Path:
         """Begin to write a checkpoint of what the tensors hold now; returns the path where it will stand.
 
@@ -80,7 +106,7 @@ class Checkpoints:
         """
         self.wait()
         path = self.directory / f"step_{state.step:08d}"
-        writer = StepWriter(path, asdict(state), partial(self._remove_others, path))
+        writer = StepWriter(path, asdict(state), partial(self._published, path))
         written = dcp.async_save(named_tensors(model, optimizers), storage_writer=writer, process_group=self._group)
         assert isinstance(written, Future)
         self._writer, self._written = writer, written
@@ -98,9 +124,10 @@ class Checkpoints:
         counts = torch.tensor([float(done), float(failed)], device=self.ranks.device)
         all_done, any_failed = self.ranks.sum_(counts).tolist()
         if any_failed:
-            error = self._first_error(self._writer.error or (_as_text(self._written.exception()) if done else None))
-            if done:
-                self._writer = None  # else close() waits for this rank's part
+            wait([self._written], timeout=LEAVE_AFTER_S)  # this rank's part comes to its end too, and the next save begins anew
+            failure = self._written.exception() if self._written.done() else None
+            error = self._first_error(self._writer.error or _as_text(failure))
+            self._writer = None
             raise error or AssertionError("a rank counted an error that no rank has")
         if all_done < self.ranks.world_size:
             return None
@@ -123,26 +150,40 @@ class Checkpoints:
     def load(self, model: GPT, optimizers: Optimizers) -> RunState:
         """Bring model and optimizers to the newest checkpoint that is whole; where there is none, return a new state.
 
-        Each rank reads the parts that it holds, however many ranks wrote them. Raises UserError when a checkpoint's tensors are
-        not those of this model, or when all that are there are damaged.
+        Each rank reads the parts that it holds, however many ranks wrote them, after all files have been held against their checksums.
+        Damaged ones that are newer get another name. Raises UserError when a checkpoint's tensors are not those of this model, or when
+        all that are there are damaged.
         """
-        found = self.ranks.from_first(self.all)
+        found = self.ranks.from_first(self.latest)
         if not found:
             return RunState()
         tensors = named_tensors(model, optimizers)
         shapes = {name: tensor.shape for name, tensor in tensors.items()}
-        for path in reversed(found):
+        damaged: list[Path] = []
+        for path in found:
             opened = self.ranks.from_first(partial(_open, path, shapes))
-            if opened is None:
-                continue
-            state, metadata = opened
-            error = self._read(path, metadata, tensors)
-            if error is None:
-                return state
-            if isinstance(error, OSError):
-                raise error  # a disk that cannot be read now may be read later: nothing is given up for it
-            _warn_damaged(path, error)
+            if opened is not None:
+                state, metadata, checksums = opened
+                error = self._verify(path, checksums) or self._read(path, metadata, tensors)
+                if error is None:
+                    self.ranks.from_first(partial(_set_aside, damaged))
+                    return state
+                if isinstance(error, OSError):
+                    raise error  # a disk that cannot be read now may be read later: nothing is given up for it
+                _warn_damaged(path, error)
+            damaged.append(path)
         raise UserError(f"no checkpoint in {self.directory} can be read; where they are beyond repair, move that directory to begin anew")
+
+    def _verify(self, path: Path, checksums: dict[str, str]) -> Exception | None:
+        """What is wrong with a checkpoint's files, on every rank; each reads a share of them."""
+        error: Exception | None = None
+        try:
+            share = sorted(checksums)[self.ranks.rank :: self.ranks.world_size]
+            if wrong := wrong_file(path, {name: checksums[name] for name in share}):
+                error = ValueError(wrong)
+        except OSError as failed:
+            error = failed
+        return self._first_error(error)
 
     def _read(self, path: Path, metadata: Metadata, tensors: dict[str, Tensor]) -> Exception | None:
         """Read a checkpoint in place; returns what any rank could not read, on every rank."""
@@ -159,12 +200,17 @@ class Checkpoints:
         dist.all_gather_object(errors, error)
         return next((each for each in errors if each is not None), None)
 
-    def _remove_others(self, newest: Path) -> None:
-        """Remove all but `newest` and what goes with it: those before the last two, and damaged ones of later steps."""
+    def _published(self, newest: Path) -> None:
+        """Name the newest, then remove what is not kept: those before the last two, and what goes with a later step."""
+        with atomic_path(self.directory / LATEST_FILE) as aside:
+            aside.write_text(newest.name + "\n", encoding="utf-8")
         older = [path for path in self.all() if path < newest]
         for path in self.all():
-            if path != newest and path not in older[1 - KEEP :]:
+            for_good = path < newest and self.keep_every > 0 and int(path.name[-8:]) % self.keep_every == 0
+            if path != newest and path not in older[1 - KEEP :] and not for_good:
                 discard(path)
+        for path in self.directory.glob(f"{DAMAGED}*"):
+            remove(path)
 
 
 def load_checkpoint_weights(path: Path, tensors: dict[str, Tensor]) -> None:
@@ -173,9 +219,9 @@ def load_checkpoint_weights(path: Path, tensors: dict[str, Tensor]) -> None:
     Raises UserError when it is not whole, or they are not in it with these shapes.
     """
     try:
+        if wrong := wrong_file(path, read_checksums(path)):
+            raise ValueError(wrong)
         metadata = read_metadata(path)
-        if missing := missing_part(path, metadata):
-            raise ValueError(missing)
         saved = {name: m.size for name, m in metadata.state_dict_metadata.items() if isinstance(m, TensorStorageMetadata)}
         for name, tensor in tensors.items():
             if saved.get(name) != tensor.shape:
@@ -196,16 +242,25 @@ def _warn_damaged(path: Path, error: Exception) -> None:
     warn(f"{path} is damaged ({error}); the checkpoint before it is tried")
 
 
-def _open(path: Path, shapes: dict[str, torch.Size]) -> tuple[RunState, Metadata] | None:
-    """The state and the metadata of a checkpoint; None, after a warning, when it is not whole.
+def _set_aside(damaged: list[Path]) -> None:
+    for path in damaged:
+        aside = path.with_name(DAMAGED + path.name)
+        remove(aside)
+        path.rename(aside)
+        warn(f"the damaged one lies in {aside} until the next checkpoint stands")
+
+
+def _open(path: Path, shapes: dict[str, torch.Size]) -> tuple[RunState, Metadata, dict[str, str]] | None:
+    """The state, the metadata and the checksums of a checkpoint; None, after a warning, when they are not whole.
 
     Raises UserError when its tensors do not have these names and shapes.
     """
     try:
+        checksums = read_checksums(path)
+        if wrong := wrong_file(path, {name: checksums[name] for name in (STATE_FILE, METADATA_FILE)}):
+            raise ValueError(wrong)
         state = RunState(**read_json(path / STATE_FILE))
         metadata = read_metadata(path)
-        if missing := missing_part(path, metadata):
-            raise ValueError(missing)
     except (FileNotFoundError, ValueError, TypeError, AttributeError) as error:
         _warn_damaged(path, error)
         return None
@@ -215,4 +270,4 @@ def _open(path: Path, shapes: dict[str, torch.Size]) -> tuple[RunState, Metadata
     for name, shape in sorted(saved.items()):
         if shapes.get(name) != shape:
             raise UserError(f"{path}: {name} of shape {tuple(shape)} is not this model's; choose another --model_tag")
-    return state, metadata
+    return state, metadata, checksums

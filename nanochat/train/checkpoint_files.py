@@ -6,6 +6,7 @@ torch 2.11 does not know, so that the other ranks would wait for ever.
 
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,18 @@ from torch.distributed.checkpoint.metadata import Metadata
 from torch.futures import Future
 
 from nanochat.common.errors import UserError
-from nanochat.common.files import fsync_path, publish, remove, write_json
+from nanochat.common.files import fsync_path, publish, read_json, remove, sha256_file, write_json
 
 STATE_FILE = "state.json"
+METADATA_FILE = ".metadata"
+CHECKSUMS_FILE = "checksums.json"
+
+
+@dataclass(frozen=True)
+class Checksums:
+    """SHA-256 of the files that a rank wrote, by name."""
+
+    of: dict[str, str]
 
 
 def _done(value: Any) -> Future[Any]:
@@ -37,17 +47,24 @@ def _portable(error: BaseException, path: Path) -> Exception:
     return RuntimeError("".join(traceback.format_exception(error)))
 
 
-def missing_part(path: Path, metadata: Metadata) -> str:
-    """The first file that the metadata names and that is not there in `path`, or not in full; empty where all are."""
-    lengths: dict[str, int] = {}
-    for part in metadata.storage_data.values():
-        lengths[part.relative_path] = max(lengths.get(part.relative_path, 0), part.offset + part.length)
-    for name, length in sorted(lengths.items()):
+def read_checksums(path: Path) -> dict[str, str]:
+    """SHA-256 of every file of a checkpoint but this list itself. Raises FileNotFoundError, ValueError when it cannot be read."""
+    try:
+        found = read_json(path / CHECKSUMS_FILE)
+    except ValueError as error:
+        raise ValueError(f"{CHECKSUMS_FILE} cannot be read: {error}") from None
+    if not isinstance(found, dict) or {STATE_FILE, METADATA_FILE} - found.keys():
+        raise ValueError(f"{CHECKSUMS_FILE} is not a checkpoint's")
+    return {str(name): str(digest) for name, digest in found.items()}
+
+
+def wrong_file(path: Path, checksums: dict[str, str]) -> str:
+    """What is wrong with the first of these files of a checkpoint that is not as it was written; empty where all are."""
+    for name, digest in sorted(checksums.items()):
         if not (path / name).is_file():
             return f"{name} is missing"
-        found = (path / name).stat().st_size
-        if found < length:
-            return f"{name} has {found:,} bytes of {length:,}"
+        if sha256_file(path / name) != digest:
+            return f"the checksum of {name} is not the one it was written with"
     return ""
 
 
@@ -88,28 +105,35 @@ class StepWriter(FileSystemWriter):
         return super().prepare_global_plan(plans)
 
     def write_data(self, plan: Any, planner: Any) -> Future[Any]:
-        """Write and flush this rank's part; its result is where what was written lies, or the error."""
+        """Write and flush this rank's part; its result is where what was written lies and its checksums, or the error."""
         try:
             if not self.aside.is_dir():
                 raise UserError(
                     f"{self.aside}, which the first rank has made, is not there for every rank: "
                     "NANOCHAT_BASE_DIR must be on a disk that all nodes share"
                 )
-            written = super().write_data(plan, planner)
-            for name in {result.storage_data.relative_path for result in written.value()}:
+            results = super().write_data(plan, planner).value()
+            names = {result.storage_data.relative_path for result in results}
+            for name in names:
                 fsync_path(self.aside / name)
+            return _done([*results, Checksums({name: sha256_file(self.aside / name) for name in names})])
         except Exception as error:
             self.error = self.error or _portable(error, self.aside)
             return _done([self.error])
-        return written
 
     def finish(self, metadata: Metadata, results: list[list[Any]]) -> None:
         """On the first rank, when all have written: the checkpoint takes its name, or nothing is left of it."""
         try:
-            for each in (each for result in results for each in result if isinstance(each, Exception)):
-                raise each
-            super().finish(metadata, results)
+            checksums: dict[str, str] = {}
+            for each in (each for result in results for each in result):
+                if isinstance(each, Exception):
+                    raise each
+                if isinstance(each, Checksums):
+                    checksums |= each.of
+            super().finish(metadata, [[each for each in result if not isinstance(each, Checksums)] for result in results])
             write_json(self.aside / STATE_FILE, self.state)
+            checksums |= {name: sha256_file(self.aside / name) for name in (STATE_FILE, METADATA_FILE)}
+            write_json(self.aside / CHECKSUMS_FILE, dict(sorted(checksums.items())))
             publish(self.aside, self.destination)
             self.published()
         except Exception as error:

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,18 +10,24 @@ from typing import Any
 
 from nanochat.common.console import PLAIN_INTERVAL_S, is_terminal, say, warn
 from nanochat.common.files import atomic_path
+from nanochat.train.wandb_run import ALERT, WandbRun
 
 Row = Mapping[str, Any]
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl; a line that is none, such as the last one of a killed process, is left out."""
-    rows = []
+    """The rows of a metrics.jsonl; a line that is none, such as the last one of a killed process, is left out.
+
+    So are those of steps that a run has gone back before, but for what they alert to.
+    """
+    rows: list[dict[str, Any]] = []
     if path.exists():
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             with contextlib.suppress(json.JSONDecodeError):
                 row = json.loads(line)
                 if isinstance(row, dict) and isinstance(row.get("step"), int):
+                    if isinstance(back := row.get("back_to"), int):
+                        rows = [each for each in rows if each["step"] <= back or ALERT in each]
                     rows.append(row)
     return rows
 
@@ -62,14 +67,15 @@ class StepLine:
 class Metrics:
     """Rows of a stage, kept in metrics.jsonl and shown; only the first rank makes one."""
 
-    def __init__(self, directory: Path, wandb_run: str, config: dict[str, Any], resume_step: int):
-        """Rows after `resume_step` are dropped: those steps are done again."""
+    def __init__(self, directory: Path, wandb_run: str, resume_step: int):
+        """Rows after `resume_step` are dropped: those steps are done again. wandb_run: name of the run in wandb; empty for none."""
         self.path = directory / "metrics.jsonl"
         self.rows = [row for row in read_metrics(self.path) if row["step"] <= resume_step]
         with atomic_path(self.path) as aside:
             aside.write_text("".join(json.dumps(row) + "\n" for row in self.rows), encoding="utf-8")
-        self._file = self.path.open("a", encoding="utf-8")
-        self._wandb = self._start_wandb(directory, wandb_run, config) if wandb_run else None
+        self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND)
+        self._unwritten = b""
+        self._wandb = WandbRun(directory, wandb_run, resume_step) if wandb_run else None
         self._live: Any = None
         self._shown_s = float("-inf")
         if is_terminal():
@@ -78,24 +84,25 @@ class Metrics:
             self._live = Live(refresh_per_second=4)
             self._live.start()
 
-    @staticmethod
-    def _start_wandb(directory: Path, name: str, config: dict[str, Any]) -> Any:
-        try:
-            import wandb
-
-            os.environ.setdefault("WANDB_SILENT", "true")
-            run_id = re.sub(r"[^\w.-]", "-", f"{directory.parent.name}-{directory.name}-{name}")
-            return wandb.init(project="nanochat", name=name, id=run_id, resume="allow", dir=str(directory), config=config)
-        except Exception as error:  # whatever the logging service does, training goes on
-            warn(f"wandb could not be started ({error}); the run goes on, metrics.jsonl has everything")
-            return None
-
     def log(self, row: Row) -> None:
-        """Keep a row; it has a `step`."""
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
-        if self._wandb is not None:
-            self._wandb.log(dict(row), step=row["step"])
+        """Keep a row; it has a `step`. Where the disk takes no more, rows are kept in memory until it does again, with one warning."""
+        failed_before = bool(self._unwritten)
+        self._unwritten += (json.dumps(row) + "\n").encode()
+        try:
+            self._write()
+        except OSError as error:
+            if not failed_before:
+                warn(f"{self.path} cannot be written ({error.strerror}); training goes on, and its rows are kept until it can be")
+
+    def _write(self) -> None:
+        """Append what is not written yet; of what is written in part the rest stays."""
+        while self._unwritten:
+            self._unwritten = self._unwritten[os.write(self._file, self._unwritten) :]
+
+    def alert(self, step: int, text: str, **more: int) -> None:
+        """Say something that somebody should know of: on standard error, in metrics.jsonl, and by wandb to whoever it tells."""
+        warn(text)
+        self.log({"step": step, ALERT: text, **more})
 
     def show(self, line: str, elapsed_s: float, force: bool = False) -> None:
         """Show a line about a step: in place on a terminal, elsewhere printed every ten seconds."""
@@ -106,9 +113,13 @@ class Metrics:
             say(line)
 
     def close(self) -> None:
-        """Flush everything."""
+        """Write and send everything, as far as the disk and wandb take it."""
         if self._live is not None:
             self._live.stop()
-        self._file.close()
+        try:
+            self._write()
+        except OSError as error:
+            warn(f"the last rows are not in {self.path} ({error.strerror})")
+        os.close(self._file)
         if self._wandb is not None:
-            self._wandb.finish()
+            self._wandb.close()

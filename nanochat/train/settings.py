@@ -49,6 +49,12 @@ class TrainSettings(OptimizerSettings):
     """Steps between samples of text; -1 for never."""
     save_every: int = 500
     """Steps between checkpoints; -1 for only the last."""
+    keep_every: int = OFF
+    """Steps between checkpoints that are kept for good, besides the last two; -1 for none."""
+    max_bad_steps: int = 10
+    """Steps in a row with a loss or gradient that is not finite, or explodes, before the run goes back to its last checkpoint."""
+    hang_timeout: float = 600
+    """Seconds without a sign of life after which a rank ends, and with it the job; ten times as long for what is no step; -1 for never."""
     usd_per_gpu_hour: float = OFF
     """Price of one GPU for an hour; -1 takes the table's."""
     seed: int = 42
@@ -65,7 +71,7 @@ class TrainSettings(OptimizerSettings):
 
     def check(self) -> None:
         """Raises UserError for a value that no run can have."""
-        for name in ("device_batch_size", "total_batch_size", "eval_tokens"):
+        for name in ("device_batch_size", "total_batch_size", "eval_tokens", "max_bad_steps"):
             if getattr(self, name) < 1 and not (name in self.INHERITED and getattr(self, name) == OFF):
                 raise UserError(f"--{name}={getattr(self, name)}: must be 1 or more")
         check_recipe(self.recipe)
@@ -74,6 +80,10 @@ class TrainSettings(OptimizerSettings):
         for name in ("eval_every", "sample_every", "save_every"):
             if getattr(self, name) < 1 and getattr(self, name) != OFF:
                 raise UserError(f"--{name}={getattr(self, name)}: must be 1 or more, or -1 for never")
+        if not self.hang_timeout > 0 and self.hang_timeout != OFF:
+            raise UserError(f"--hang_timeout={self.hang_timeout}: must be more than 0, or -1 for never")
+        if self.keep_every != OFF and (self.keep_every < 1 or self.save_every < 1 or self.keep_every % self.save_every):
+            raise UserError(f"--keep_every={self.keep_every}: must be a multiple of --save_every={self.save_every}, or -1 for none")
         for name in ("embedding_lr", "unembedding_lr", "matrix_lr", "weight_decay", "grad_clip"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise UserError(f"--{name}={getattr(self, name)}: must be 0 or more")

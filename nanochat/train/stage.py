@@ -29,10 +29,13 @@ from nanochat.plan.choose import StepPlan
 from nanochat.plan.profile import profile_of
 from nanochat.plan.sizes import Shape
 from nanochat.tokenizer.tokenizer import Tokenizer
+from nanochat.train.bad_steps import PassedSamples
 from nanochat.train.checkpoint import Checkpoints, RunState
+from nanochat.train.diagnosis import diagnose
+from nanochat.train.hang_watch import LONGER, HangWatch
 from nanochat.train.metrics import Metrics
 from nanochat.train.run_directory import StageDirectory
-from nanochat.train.settings import TrainSettings
+from nanochat.train.settings import OFF, TrainSettings
 from nanochat.train.source import load_weights
 from nanochat.train.step_plan import KeptPlan, half_of, job_of, plan_check, same_gpus, say_plan, split_of, this_gpu
 from nanochat.train.trainer import Evaluation, Trainer
@@ -114,6 +117,13 @@ def already_done(stage: StageDirectory, identity: dict[str, Any], settings: Trai
 
 def train(course: Course, r: Ranks) -> None:
     """Train, or go on training; at the end the stage's `model/` stands. Every rank calls it."""
+    watched = r.world_size > 1 or r.device.type == "cuda"  # one CPU process has nothing to wait for, and may be slow
+    with HangWatch(course.settings.hang_timeout if watched else OFF, course.stage.path / "stacks", r.rank) as watch:
+        watch.alive("the beginning", LONGER)
+        _train(course, r, watch)
+
+
+def _train(course: Course, r: Ranks, watch: HangWatch) -> None:
     s, stage, config = course.settings, course.stage, course.config
     batch.micro_batches(s.total_batch_size, course.seq_len, r.world_size, s.device_batch_size)
     shape, gpu = Shape(config.num_layers, config.vocab_size, course.seq_len), this_gpu(r)
@@ -133,7 +143,7 @@ def train(course: Course, r: Ranks) -> None:
         config, r, r.mesh(), dtype, s.seed, recompute=plan.recompute, reshard=plan.reshard, recipe=recipe, fp8=kernels.fp8
     )
     optimizers = Optimizers(model, s, newton_schulz_dtype(dtype), way=recipe.muon)
-    checkpoints = Checkpoints(stage.checkpoints, r)
+    checkpoints = Checkpoints(stage.checkpoints, r, s.keep_every)
     state = checkpoints.load(model, optimizers)
     if state.step == 0 and course.source:
         load_weights(model, course.source)
@@ -179,7 +189,7 @@ def train(course: Course, r: Ranks) -> None:
         trainer.plan_check = plan_check(plan, r) if trainer.plan_check else None
         return split_of(plan, r)
 
-    metrics = Metrics(stage.path, s.wandb_run, {**asdict(s), **course.identity}, state.step) if r.is_first else None
+    metrics = Metrics(stage.path, s.wandb_run, state.step) if r.is_first else None
     trainer = Trainer(
         ranks=r,
         model=model,
@@ -191,6 +201,10 @@ def train(course: Course, r: Ranks) -> None:
         evaluations=course.evaluations(learner),
         checkpoints=checkpoints,
         metrics=metrics,
+        watch=watch,
+        passed=r.from_first(lambda: PassedSamples.read(stage.path / "passed_samples.json")),
+        diagnose=lambda batches, split: diagnose(model, batches, split, course.tokenizer, r),
+        max_bad_steps=s.max_bad_steps,
         save_every=s.save_every,
         grad_clip=s.grad_clip,
         flops_per_token=sizes.flops_per_token(shape.depth, shape.vocab_size, shape.seq_len),
@@ -207,6 +221,7 @@ def train(course: Course, r: Ranks) -> None:
         checkpoints.close()
         if metrics:
             metrics.close()
+    watch.alive("saving the model", LONGER)
     save_model(stage.model, model, course.tokenizer, dtype, course.card(state), r)
     say(f"done: {stage.model}")
 

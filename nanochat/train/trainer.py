@@ -1,28 +1,30 @@
 """The training loop that every stage shares."""
 
-import math
 import resource
 import statistics
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
-from nanochat.common.console import say
+from nanochat.common.console import say, warn
 from nanochat.common.errors import Stopped, UserError
+from nanochat.common.files import write_json
 from nanochat.data.loader import Batch, Split
 from nanochat.model.gpt import GPT
 from nanochat.optim.build import Optimizers
 from nanochat.parallel.out_of_memory import is_out_of_memory
 from nanochat.parallel.ranks import Ranks
 from nanochat.parallel.sharding import clip_gradients, reshard
+from nanochat.train.bad_steps import MOST_ROLLBACKS, WINDOW, PassedSamples, verdict
 from nanochat.train.checkpoint import Checkpoints, RunState
+from nanochat.train.hang_watch import LONGER, HangWatch
 from nanochat.train.metrics import Metrics, StepLine
 from nanochat.train.plan_check import PlanCheck
 from nanochat.train.step import accumulate_gradients
@@ -77,6 +79,14 @@ class Trainer:
     checkpoints: Checkpoints
     metrics: Metrics | None
     """None on all ranks but the first."""
+    watch: HangWatch
+    """Told of every sign of life."""
+    passed: PassedSamples
+    """Samples that are not taken."""
+    diagnose: Callable[[Iterator[Batch], Split], dict[str, Any]]
+    """Looks at a step that goes wrong, on every rank alike."""
+    max_bad_steps: int
+    """Bad steps in a row before the run goes back to its last checkpoint."""
     save_every: int
     grad_clip: float
     flops_per_token: float
@@ -88,6 +98,8 @@ class Trainer:
     update the weights; returns the split to try again with, or does not return."""
     plan_check: PlanCheck | None
     """Holds the first steps against what was predicted; None where nothing was."""
+    stands: Callable[[Path], None] = lambda path: None
+    """Called with each checkpoint that stands, on every rank."""
     figures: Callable[[], dict[str, float]] = dict
     """What a step's row has besides the usual, or instead of it."""
     _updating: bool = False
@@ -95,9 +107,9 @@ class Trainer:
     _recent_step_s: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT_STEPS))
 
     def run(self, state: RunState) -> None:
-        """Train from `state` to the end, with evaluations and checkpoints on the way.
+        """Train from `state` to the end, with evaluations and checkpoints on the way; it always says where the run stands.
 
-        Raises Stopped after saving when a signal asked for it.
+        Raises Stopped after saving when a signal asked for it, UserError where it could not be saved or bad steps do not end.
         """
         stop = StopRequest()
         self._began = time.perf_counter() - state.elapsed_s
@@ -105,24 +117,33 @@ class Trainer:
         split, batches = self.split, self.batches(self.split, state.samples)
         try:
             while state.step < self.num_iterations:
-                if split != self.split:
+                first = self.passed.end_of(state.samples, self.split.samples_per_step)
+                if split != self.split or first != state.samples:
                     batches.close()  # type: ignore[attr-defined]
+                    state.samples = first
                     split, batches = self.split, self.batches(self.split, state.samples)
+                step = state.step
                 stopping = self._within_memory(state.step + 1, partial(self._step, state, batches, stop))
                 if stopping is None:
                     continue
-                self._say_saved(self.checkpoints.poll())
-                if stopping or state.step == self.num_iterations or (self.save_every > 0 and state.step % self.save_every == 0):
+                self._saved(state, self.checkpoints.poll)
+                last = state.step == self.num_iterations
+                if stopping or (state.step > step and (last or (self.save_every > 0 and state.step % self.save_every == 0))):
                     self._save(state)
-                if stopping and state.step < self.num_iterations:
-                    self._say_saved(self.checkpoints.wait())
-                    raise Stopped(
-                        f"stopped after step {state.step} and saved: the same command goes on from there" if self.ranks.is_first else ""
-                    )
-                self._evaluate(state)
-            self._say_saved(self.checkpoints.wait())
+                if last or stopping:  # weights are safe before anything else is done to them
+                    self.watch.alive("saving", LONGER)
+                    good = self._saved(state, self.checkpoints.wait)
+                    if stopping and not last:
+                        self._leave(state, good)
+                if state.bad_in_a_row >= self.max_bad_steps:
+                    batches.close()  # type: ignore[attr-defined]
+                    self._roll_back(state)
+                    split, batches = self.split, self.batches(self.split, state.samples)
+                elif state.step > step:
+                    self._evaluate(state)
         finally:
             batches.close()  # type: ignore[attr-defined]
+            stop.close()
 
     def _within_memory(self, step: int, work: Callable[[], T]) -> T | None:
         """What `work` returns; None when the allocator failed in it and the micro-batch was halved: it is to be tried again."""
@@ -138,15 +159,21 @@ class Trainer:
     def _step(self, state: RunState, batches: Iterator[Batch], stop: StopRequest) -> bool:
         """One optimizer step; returns whether any rank was asked to stop."""
         started = time.perf_counter()
-        loss, tokens = accumulate_gradients(self.model, batches, self.split)
+        doing, times = f"step {state.step + 1}", 1.0 if self._recent_step_s else LONGER
+
+        def alive(_phase: str) -> None:
+            self.watch.alive(doing, times)
+
+        alive("")
+        loss, tokens = accumulate_gradients(self.model, batches, self.split, alive)
         grad_norm = clip_gradients(self.model, self.grad_clip)
         agreed = self.ranks.sum_(torch.stack((loss, torch.tensor(float(stop.asked), device=loss.device))))
         loss_value, stopping = agreed.tolist()
-        if not (math.isfinite(loss_value) and math.isfinite(float(grad_norm))):
-            raise UserError(
-                f"step {state.step + 1}: the loss is {loss_value}, the norm of its gradient {float(grad_norm)}; nothing was updated, and "
-                f"the last checkpoint stands in {self.checkpoints.directory}: lower the learning rates, then give the command again"
-            )
+        wrong = verdict(loss_value, float(grad_norm), state.recent)
+        if wrong:
+            self.model.zero_grad(set_to_none=True)
+            self._skip(state, wrong)
+            return bool(stopping)
         lr_scale = 0.0
         if float(grad_norm) > 0:  # where nothing was to be learned, Muon's momentum would go on at its full length
             self._updating = True
@@ -159,7 +186,10 @@ class Trainer:
         step_s = time.perf_counter() - started
         state.step += 1
         state.samples += self.split.samples_per_step
+        state.bad_in_a_row = 0
+        state.recent = [*state.recent, [loss_value, float(grad_norm)]][-WINDOW:]
         state.elapsed_s = time.perf_counter() - self._began
+        self._recent_step_s.append(step_s)
         if self.metrics:
             row = {
                 "step": state.step,
@@ -175,7 +205,6 @@ class Trainer:
                 **self.figures(),
             }
             self.metrics.log(row)
-            self._recent_step_s.append(step_s)
             line = StepLine(self.num_iterations, self.usd_per_hour).text(row, statistics.median(self._recent_step_s))
             self.metrics.show(line, state.elapsed_s, force=state.step in (1, self.num_iterations))
         if self.plan_check:
@@ -189,6 +218,7 @@ class Trainer:
                 continue
             if only_missing and self.ranks.from_first(lambda name=evaluation.name: self._recorded(name, state)):  # type: ignore[misc]
                 continue
+            self.watch.alive(f"the evaluation after step {state.step}", LONGER)
             while (figures := self._within_memory(state.step, evaluation.run)) is None:
                 pass
             reshard(self.model)
@@ -205,10 +235,82 @@ class Trainer:
             state.extra[name] = figures[-1]
         return bool(figures)
 
+    def _skip(self, state: RunState, wrong: str) -> None:
+        """Go past the samples of a step that has moved nothing."""
+        first, end = state.samples, state.samples + self.split.samples_per_step
+        state.samples = end
+        state.bad_in_a_row += 1
+        state.bad_steps += 1
+        warn(f"step {state.step + 1} is skipped and taken with the next batch: {wrong} (samples {first:,} to {end - 1:,})")
+        if self.metrics:
+            self.metrics.log({"step": state.step, "bad_steps": state.bad_steps, "bad_samples": [first, end], "elapsed_s": state.elapsed_s})
+
+    def _roll_back(self, state: RunState) -> None:
+        """Go back to the last checkpoint, and from there past the batches of the bad steps; the third time not."""
+        first, end = state.samples - state.bad_in_a_row * self.split.samples_per_step, state.samples
+        what = f"{state.bad_in_a_row} bad steps in a row after step {state.step} (samples {first:,} to {end - 1:,})"
+        if self.passed.rollbacks >= MOST_ROLLBACKS:
+            self._give_up(state, what)
+        self.watch.alive("going back", LONGER)
+        self._saved(state, self.checkpoints.wait)
+        self.passed = self.ranks.from_first(lambda: self.passed.add(first, end))
+        there = "there is no checkpoint to go back to"
+        if self.ranks.from_first(self.checkpoints.latest):
+            back = self.checkpoints.load(self.model, self.optimizers)
+            there = f"going back to the checkpoint of step {back.step}"
+            # Time that was spent stays spent.
+            vars(state).update(vars(replace(back, bad_steps=state.bad_steps, elapsed_s=state.elapsed_s)))
+        state.bad_in_a_row = 0
+        if self.metrics:
+            self.metrics.alert(state.step, f"{what}: {there}, and on past them", back_to=state.step)
+
+    def _give_up(self, state: RunState, what: str) -> None:
+        samples = state.samples - self.split.samples_per_step
+        batches = self.batches(self.split, samples)
+        self.watch.alive("the diagnosis", LONGER)
+        try:
+            found = self.diagnose(batches, self.split)
+        finally:
+            batches.close()  # type: ignore[attr-defined]
+        path = self.passed.path.with_name("diagnosis.json")
+
+        def keep() -> None:
+            write_json(path, {"step": state.step + 1, "samples": [samples, state.samples], **found})
+            replace(self.passed, rollbacks=0).write()
+
+        self.ranks.from_first(keep)
+        worst = found["rows"][0]
+        row = f"a row beginning {worst['documents'][0][:80]!r} has a loss of {worst['loss']}" if found["rows"] else "no rows"
+        text = (
+            f"{what}, and going back has not helped {MOST_ROLLBACKS} times: in the last of them layer {found['worst_layer']} has the worst "
+            f"gradient, and {row}; all of it is in {path}. Lower the learning rates or --grad_clip, look at those documents, or suspect "
+            "the hardware if other GPUs do not find the same; the same command goes on from the last checkpoint"
+        )
+        if self.metrics:
+            self.metrics.alert(state.step, text)
+        raise UserError(text)
+
     def _save(self, state: RunState) -> None:
-        self._say_saved(self.checkpoints.wait())
+        self.watch.alive("saving", LONGER)
+        self._saved(state, self.checkpoints.wait)
         self.checkpoints.save(state, self.model, self.optimizers)
 
-    def _say_saved(self, path: Path | None) -> None:
+    def _saved(self, state: RunState, ask: Callable[[], Path | None]) -> bool:
+        """Say what has become of the checkpoint under way. One that failed is told of, and training goes on; False then."""
+        try:
+            path = ask()
+        except OSError as error:
+            at = f" at {error.filename}" if error.filename else ""
+            text = f"step {state.step}: a checkpoint could not be saved ({error.strerror}{at}); training goes on, the last good one stays"
+            if self.metrics:
+                self.metrics.alert(state.step, text)
+            return False
         if path:
             say(f"saved {path}")
+            self.stands(path)
+        return True
+
+    def _leave(self, state: RunState, saved: bool) -> None:
+        if not saved:
+            raise UserError(f"stopped after step {state.step}, but not saved: the same command goes on from the checkpoint before")
+        raise Stopped(f"stopped after step {state.step} and saved: the same command goes on from there" if self.ranks.is_first else "")

@@ -180,9 +180,9 @@ def test_a_rank_that_leaves_lets_its_save_come_to_its_end(tmp_path: Path) -> Non
     assert run_ranks(2, leave_while_writing, tmp_path) == [(False, True)] * 2
 
 
-def save_steps(ranks: Ranks, directory: Path, steps: list[int]) -> list[Path]:
+def save_steps(ranks: Ranks, directory: Path, steps: list[int], keep_every: int = -1) -> list[Path]:
     model, optimizers = build(ranks)
-    checkpoints = Checkpoints(directory, ranks)
+    checkpoints = Checkpoints(directory, ranks, keep_every)
     for step in steps:
         checkpoints.save(RunState(step), model, optimizers)
     checkpoints.wait()
@@ -194,7 +194,35 @@ def test_the_last_two_are_kept_and_later_ones_of_a_run_that_went_back_are_not(tm
     assert [path.name for path in kept] == ["step_00000015", "step_00000020"]
     (kept,) = run_ranks(1, save_steps, tmp_path, [17])
     assert [path.name for path in kept] == ["step_00000015", "step_00000017"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000015", "step_00000017"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step_00000015", "step_00000017"]
+    assert (tmp_path / "latest").read_text() == "step_00000017\n"
+
+
+def test_one_every_so_often_is_kept_for_good(tmp_path: Path) -> None:
+    (kept,) = run_ranks(1, save_steps, tmp_path, [5, 10, 15, 20, 25, 30, 35], 20)
+    assert [path.name for path in kept] == ["step_00000020", "step_00000030", "step_00000035"]
+
+
+def newest_first(ranks: Ranks, directory: Path) -> list[str]:
+    return [path.name for path in Checkpoints(directory, ranks).latest()]
+
+
+@pytest.mark.parametrize(
+    ("pointer", "order"),
+    [
+        ("step_00000015\n", [15, 20, 10]),
+        ("step_00000099", [20, 15, 10]),
+        ("", [20, 15, 10]),
+        ("\xff../x", [20, 15, 10]),
+        (None, [20, 15, 10]),
+    ],
+)
+def test_the_pointer_says_which_is_tried_first(tmp_path: Path, pointer: str | None, order: list[int]) -> None:
+    for step in (10, 15, 20):
+        (tmp_path / f"step_{step:08d}").mkdir()
+    if pointer is not None:
+        (tmp_path / "latest").write_bytes(pointer.encode("latin-1"))
+    assert run_ranks(1, newest_first, tmp_path) == [[f"step_{step:08d}" for step in order]]
 
 
 def largest(path: Path) -> Path:
@@ -205,17 +233,30 @@ def truncate(path: Path) -> None:
     os.truncate(path, path.stat().st_size - 100)
 
 
+def flip(path: Path) -> None:
+    """Turn one bit in the middle of a file."""
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size // 2)
+        byte = file.read(1)[0]
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 4]))
+
+
 DAMAGES = {
     "missing file": (lambda path: (path / "__2_0.distcp").unlink(), "__2_0.distcp is missing"),
-    "short file": (lambda path: truncate(path / "__3_0.distcp"), "__3_0.distcp has"),
-    "garbage of the right length": (lambda path: largest(path).write_bytes(bytes(largest(path).stat().st_size)), "Error"),
+    "short file": (lambda path: truncate(path / "__3_0.distcp"), "the checksum of __3_0.distcp"),
+    "garbage of the right length": (lambda path: largest(path).write_bytes(bytes(largest(path).stat().st_size)), "the checksum of __"),
+    "a flipped bit": (lambda path: flip(largest(path)), "the checksum of __"),
+    "missing checksums": (lambda path: (path / "checksums.json").unlink(), "checksums.json"),
+    "short checksums": (lambda path: truncate(path / "checksums.json"), "checksums.json cannot be read"),
+    "strange checksums": (lambda path: (path / "checksums.json").write_text("{}"), "checksums.json is not a checkpoint's"),
     "missing metadata": (lambda path: (path / ".metadata").unlink(), ".metadata"),
     "short metadata": (lambda path: truncate(path / ".metadata"), ".metadata"),
     "garbage metadata": (lambda path: (path / ".metadata").write_bytes(b"\x80\x04garbage"), ".metadata"),
     "metadata of something else": (lambda path: (path / ".metadata").write_bytes(b"\x80\x04]."), ".metadata"),
     "missing state": (lambda path: (path / "state.json").unlink(), "state.json"),
-    "short state": (lambda path: (path / "state.json").write_text('{"step": 2'), "delimiter"),
-    "strange state": (lambda path: (path / "state.json").write_text('{"stap": 2}'), "stap"),
+    "short state": (lambda path: (path / "state.json").write_text('{"step": 2'), "state.json"),
+    "strange state": (lambda path: (path / "state.json").write_text('{"stap": 2}'), "state.json"),
 }
 
 
@@ -240,7 +281,8 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(saved: tuple[Path, lis
     assert warnings[0].startswith("warning: ")
     assert "step_00000020 is damaged" in warnings[0]
     assert DAMAGES[damage][1] in warnings[0]
-    assert warnings[0].count("\n") == 1
+    assert "damaged-step_00000020 until the next" in warnings[0]
+    assert warnings[0].count("\n") == 2
     assert warnings[1] == ""
     for state, tensors, _ in damaged[damage]:
         assert state.step == 10
@@ -289,7 +331,7 @@ def test_a_disk_that_fails_one_rank_is_an_error_of_all(tmp_path: Path) -> None:
         assert number == errno.EFBIG
         assert name.startswith(str(tmp_path))
         assert after == [None, None]
-    assert [path.name for path in tmp_path.iterdir()] == ["step_00000001"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step_00000001"]
     assert run_ranks(2, load, [tmp_path])[1][0][0] == RunState(1)
 
 
@@ -357,7 +399,7 @@ def test_a_full_disk_is_an_oserror_that_says_so_and_the_last_checkpoint_stays(tm
     program += "with ranks() as r: print(fill_the_disk(r, pathlib.Path(sys.argv[1])))"
     command = [*private, "sh", "-c", f'{mount} && exec "$@"', str(tmp_path), sys.executable, "-c", program, str(tmp_path)]
     finished = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
-    assert (finished.stdout.strip(), finished.stderr) == ("ENOSPC ['step_00000001']", "")
+    assert (finished.stdout.strip(), finished.stderr) == ("ENOSPC ['latest', 'step_00000001']", "")
 
 
 def save_for_ever(ranks: Ranks, directory: Path, log: Path) -> None:
