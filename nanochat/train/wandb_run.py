@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from nanochat.common.console import warn
 from nanochat.common.files import read_json
 
-INIT_S = 60.0
+INIT_S = "60"
 RETRY_S = 300.0
 LOOK_EVERY_S = 1.0
 CLOSE_S = 60.0
@@ -41,7 +41,9 @@ class WandbRun:
         try:
             self._process.wait(CLOSE_S)
         except subprocess.TimeoutExpired:
-            warn(f"wandb has not taken everything; metrics.jsonl has it, and `wandb sync {self.directory}/wandb/run-*` sends the rest")
+            warn(
+                f"wandb has not taken everything: metrics.jsonl has it all, `wandb sync {self.directory}/wandb/run-*` sends what wandb has kept"
+            )
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)  # wandb's own helper too
@@ -70,14 +72,16 @@ def _new_rows(path: Path, resume_step: int, wait_s: float) -> Iterator[dict[str,
 
 def _again(**environment: str) -> NoReturn:
     """Begin anew in this process, as clean as it was: a run that could not be started leaves wandb with half of it."""
-    os.execve(sys.executable, [sys.executable, "-m", "nanochat.train.wandb_run", *sys.argv[1:]], {**os.environ, **environment})
+    kept = {key: value for key, value in os.environ.items() if key != "WANDB_SERVICE"}  # the address of its old helper
+    os.execve(sys.executable, [sys.executable, "-m", "nanochat.train.wandb_run", *sys.argv[1:]], {**kept, **environment})
 
 
 def _begin(directory: Path, name: str) -> Any:
     """The run, begun or taken up again. Raises whatever wandb does."""
+    os.environ.setdefault("WANDB_SILENT", "true")
+    os.environ.setdefault("WANDB_INIT_TIMEOUT", INIT_S)
     import wandb
 
-    os.environ.setdefault("WANDB_SILENT", "true")
     kept = read_json(directory / "config.json")
     return wandb.init(
         project=os.environ.get("WANDB_PROJECT", "nanochat"),
@@ -86,7 +90,6 @@ def _begin(directory: Path, name: str) -> Any:
         resume="allow",
         dir=str(directory),
         config={**kept["settings"], **kept["identity"]},
-        settings=wandb.Settings(init_timeout=INIT_S),
     )
 
 
