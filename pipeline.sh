@@ -18,7 +18,7 @@ if [ "$REHEARSE$PLAN" = falsefalse ] && [ "$GPUS" = 0 ] && [ -z "${NPROC_PER_NOD
   exit 2
 fi
 
-for name in NPROC_PER_NODE NNODES NODE_RANK NUM_SHARDS; do
+for name in NPROC_PER_NODE NNODES NODE_RANK NUM_SHARDS MAX_RESTARTS; do
   [[ "${!name:-0}" =~ ^[0-9]+$ ]] || { echo "error: $name=${!name}: must be a whole number" >&2; exit 2; }
 done
 
@@ -70,10 +70,10 @@ if [ "$REHEARSE" = false ] && [ $((TOTAL_BATCH_SIZE % (2048 * NPROC_PER_NODE * $
   exit 2
 fi
 if [ "${NNODES:-1}" -gt 1 ]; then
-  LAUNCH=(--nnodes="$NNODES" --node_rank="${NODE_RANK:?with NNODES=$NNODES set NODE_RANK: 0 on the first node, 1 on the next, …}"
+  LAUNCH=(python -m scripts.launch --nnodes="$NNODES" --node_rank="${NODE_RANK:?with NNODES=$NNODES set NODE_RANK: 0 on the first node, 1 on the next, …}"
     --master_addr="${MASTER_ADDR:?with NNODES=$NNODES set MASTER_ADDR: the address of the first node}" --master_port="${MASTER_PORT:-29500}")
 else
-  LAUNCH=(--standalone)
+  LAUNCH=(python -m scripts.launch --standalone)
 fi
 LAUNCH+=(--nproc_per_node="$NPROC_PER_NODE")
 
@@ -84,81 +84,45 @@ if [ "$REHEARSE" = false ] && [ ! -d "$RUN/base/model" ]; then
   NUM_SHARDS=${NUM_SHARDS:-$NEEDED_SHARDS}
 fi
 
-# Show a stage's command, then run it.
-stage() {
-  echo
-  echo "== $1 ($((SECONDS / 60)) min $((SECONDS % 60)) s)"
-  shift
-  echo "\$ $*"
-  "$@"
-}
-
-# A stage that measures: what fails in it is said, in the report too, and the run goes on.
-evaluation() {
-  stage "$@" || echo "warning: the evaluation failed; the run goes on, and the report says what is missing" >&2
-}
-
-# A stage that trains, by its name. A rank that runs out of memory stops all of them, halves the micro-batch, and leaves a message
-# for whoever starts them again.
-training() {
-  local name=$1 title=$2 module=$3 starts=1 again=$RUN/$1/again before after
-  shift 3
-  before=$(stat -c "%i %.9Y" "$again" 2>/dev/null || true)
-  until stage "$title" torchrun "${LAUNCH[@]}" -m "$module" -- "$@"; do
-    after=$(stat -c "%i %.9Y" "$again" 2>/dev/null || true)
-    [ "$after" != "$before" ] && [ -s "$again" ] && [ "$((starts += 1))" -le 8 ] || exit 1
-    before=$after
-    echo "starting again: $(cat "$again")"
-  done
-}
+source ./stages.sh
 
 # Whether a stage's result is there, made after its model.
 is_there() {
   [ "$RUN/$1" -nt "${RUN:?}/${1%/*}/model" ]
 }
 
-# However the run ends, its report says how far it came.
-DOWNLOAD= TRAINING=false
-leave() {
-  local status=$?
-  [ -z "$DOWNLOAD" ] || kill "$DOWNLOAD" 2>/dev/null || true
-  [ "$TRAINING" = false ] || [ "$status" = 0 ] || python -m scripts.report --model_tag="$TAG" || true
-}
-trap leave EXIT
-
 stage "text, enough for the tokenizer" python -m scripts.dataset --data "$DATA" --num_shards "$TOKENIZER_SHARDS"
 if [ "$NUM_SHARDS" -gt "$TOKENIZER_SHARDS" ]; then
   stage "the rest of the text, in the background" true
-  TERM=dumb python -m scripts.dataset --data "$DATA" --num_shards "$NUM_SHARDS" &
+  TERM=dumb begin python -m scripts.dataset --data "$DATA" --num_shards "$NUM_SHARDS"
   DOWNLOAD=$!
 fi
 # Once a machine and version of torch; while the text is on its way nothing else wants the GPUs.
 if [ ! -d "$RUN/base/model" ]; then
   stage "kernels and step, tuned for this machine" python -m scripts.tune --once --world_size="$NPROC_PER_NODE" "${TUNE_FLAGS[@]}" || {
-    status=$?
-    [ "$status" -lt 128 ] || exit "$status" # stopped by a signal
     echo "warning: this machine could not be tuned; the run goes on with defaults, perhaps more slowly" >&2
   }
 fi
 stage "tokenizer" python -m scripts.tok_train --data "$DATA" --vocab_size "$VOCAB_SIZE"
 stage "tokenizer, evaluated" python -m scripts.tok_eval --data "$DATA" --tokenizer "$TOKENIZER"
-[ -z "$DOWNLOAD" ] || wait "$DOWNLOAD"
+[ -z "$DOWNLOAD" ] || await "$DOWNLOAD"
+DOWNLOAD=
 stage "token shards" python -m scripts.tok_encode --data "$DATA" --tokenizer "$TOKENIZER"
 TRAINING=true
 training base "base training" scripts.base_train --data="$DATA" --tokenizer="$TOKENIZER" "${TRAIN_FLAGS[@]}"
-is_there base/base_loss.json || evaluation "bits per byte" torchrun "${LAUNCH[@]}" -m scripts.base_loss -- \
+is_there base/base_loss.json || evaluation "bits per byte" "${LAUNCH[@]}" -m scripts.base_loss -- \
   --data="$DATA" --model_tag="$TAG" "${LOSS_FLAGS[@]}"
-is_there base/core.json || evaluation "CORE" torchrun "${LAUNCH[@]}" -m scripts.base_eval -- --model_tag="$TAG" ${CORE_FLAGS[@]+"${CORE_FLAGS[@]}"}
-is_there base/chat_eval.json || evaluation "the base model, asked" torchrun "${LAUNCH[@]}" -m scripts.chat_eval -- \
+is_there base/core.json || evaluation "CORE" "${LAUNCH[@]}" -m scripts.base_eval -- --model_tag="$TAG" ${CORE_FLAGS[@]+"${CORE_FLAGS[@]}"}
+is_there base/chat_eval.json || evaluation "the base model, asked" "${LAUNCH[@]}" -m scripts.chat_eval -- \
   -i base --model_tag="$TAG" -a "$MADE_HERE" -x 192
 training mid "midtraining" scripts.mid_train --model_tag="$TAG" ${MID_FLAGS[@]+"${MID_FLAGS[@]}"}
-is_there mid/chat_eval.json || evaluation "midtraining, evaluated" torchrun "${LAUNCH[@]}" -m scripts.chat_eval -- \
+is_there mid/chat_eval.json || evaluation "midtraining, evaluated" "${LAUNCH[@]}" -m scripts.chat_eval -- \
   -i mid --model_tag="$TAG" ${CHAT_FLAGS[@]+"${CHAT_FLAGS[@]}"}
 training sft "supervised fine-tuning" scripts.chat_sft --model_tag="$TAG" ${SFT_FLAGS[@]+"${SFT_FLAGS[@]}"}
-is_there sft/chat_eval.json || evaluation "fine-tuning, evaluated" torchrun "${LAUNCH[@]}" -m scripts.chat_eval -- \
+is_there sft/chat_eval.json || evaluation "fine-tuning, evaluated" "${LAUNCH[@]}" -m scripts.chat_eval -- \
   -i sft --model_tag="$TAG" ${CHAT_FLAGS[@]+"${CHAT_FLAGS[@]}"}
 training rl "reinforcement learning" scripts.chat_rl --model_tag="$TAG" ${RL_FLAGS[@]+"${RL_FLAGS[@]}"}
-is_there rl/chat_eval.json || evaluation "reinforcement learning, evaluated" torchrun "${LAUNCH[@]}" -m scripts.chat_eval -- \
+is_there rl/chat_eval.json || evaluation "reinforcement learning, evaluated" "${LAUNCH[@]}" -m scripts.chat_eval -- \
   -i rl --model_tag="$TAG" ${CHAT_FLAGS[@]+"${CHAT_FLAGS[@]}"}
 TRAINING=false
 stage "report" python -m scripts.report --model_tag="$TAG"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from nanochat.common.errors import Stopped, UserError
+from nanochat.common.processes import die_with_starter
 
 EXIT_WRONG_REQUEST = 2
 EXIT_STOPPED = 75
@@ -28,6 +29,7 @@ def command(settings_class: type[S], function: Callable[[S], None]) -> NoReturn:
     """
     # Sizes of buffers change with evaluations and checkpoints; segments that grow keep the GPU's allocator from holding torn ones.
     os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    die_with_starter()
     try:
         function(parse(settings_class, sys.argv[1:]))
     except UserError as error:
@@ -35,6 +37,8 @@ def command(settings_class: type[S], function: Callable[[S], None]) -> NoReturn:
     except Stopped as error:
         if str(error):
             print(error, flush=True)
+        if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")):
+            os.kill(os.getppid(), signal.SIGTERM)  # torchrun would start the ranks again, which were asked to stop
         sys.exit(EXIT_STOPPED)
     except KeyboardInterrupt:
         if _is_one_of_several():

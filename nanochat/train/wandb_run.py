@@ -41,9 +41,7 @@ class WandbRun:
         try:
             self._process.wait(CLOSE_S)
         except subprocess.TimeoutExpired:
-            warn(
-                f"wandb has not taken everything: metrics.jsonl has it all, `wandb sync {self.directory}/wandb/run-*` sends what wandb has kept"
-            )
+            warn(f"wandb has not taken everything; metrics.jsonl has it, `wandb sync {self.directory}/wandb/run-*` sends what it has kept")
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)  # wandb's own helper too
