@@ -19,7 +19,7 @@ LOOK_EVERY_S = 0.5
 class HangWatch:
     """Ends this process with status 1 when it shows no sign of life for too long; all ranks wait for one that hangs, so all end.
 
-    The stacks of its threads are then in `DIRECTORY/rank_N.txt`. With `exit` and a launcher that restarts, the run goes on.
+    The stacks of its threads are then in `DIRECTORY/rank_N.txt`. Under a launcher that starts them again the run goes on.
     """
 
     def __init__(self, timeout_s: float, directory: Path, rank: int):
@@ -33,7 +33,7 @@ class HangWatch:
         if self.timeout_s > 0:
             with contextlib.suppress(OSError):  # a full disk: it is still found, without stacks
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                self._file = self.path.open("w")
+                self._file = self.path.open("a")  # what an earlier start has written stays
             threading.Thread(target=self._watch, daemon=True, name="hang watch").start()
         return self
 
@@ -42,20 +42,22 @@ class HangWatch:
         faulthandler.cancel_dump_traceback_later()
         if self._file:
             self._file.close()
-            self.path.unlink(missing_ok=True)
+            if self.path.stat().st_size == 0:
+                self.path.unlink()
 
     def alive(self, doing: str, times: float = 1.0) -> None:
         """A sign of life, and what comes next: `doing`, which may take `times` as long as usual."""
         self._doing, self._limit_s, self._alive_s = doing, self.timeout_s * times, time.monotonic()
         if self._file:
             # For what keeps Python itself from running: the interpreter's own watch, a thread without Python.
-            faulthandler.dump_traceback_later(self._limit_s + 2 * GRACE_S, exit=True, file=self._file)
+            faulthandler.dump_traceback_later(self._limit_s + GRACE_S / 2, exit=True, file=self._file)
 
     def _watch(self) -> None:
         while not self._done.wait(LOOK_EVERY_S):
             if time.monotonic() - self._alive_s <= self._limit_s:
                 continue
             if self._file:
+                faulthandler.cancel_dump_traceback_later()
                 faulthandler.dump_traceback(self._file)
                 self._file.flush()
             sys.stderr.write(
