@@ -124,7 +124,9 @@ def test_a_second_signal_to_the_script_ends_its_command_at_once(tmp_path: Path) 
 
 def test_a_killed_script_takes_its_command_with_it(tmp_path: Path) -> None:
     program = PRELUDE + f'"{sys.executable}" -c "$1" & stage training "{sys.executable}" -c "$1"\n'
-    child = "from nanochat.common.processes import die_with_starter; die_with_starter(); import os, time; print(os.getpid(), flush=True)\n"
+    child = (
+        "from nanochat.common.processes import die_with_starter; die_with_starter(); import os, time; os.write(1, b'%d\\n' % os.getpid())\n"
+    )
     command = ["bash", "-c", program, "run3b.sh", str(tmp_path), child + "time.sleep(60)"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout

@@ -34,9 +34,7 @@ def command(settings_class: type[S], function: Callable[[S], None]) -> NoReturn:
         function(parse(settings_class, sys.argv[1:]))
     except UserError as error:
         fail(str(error))
-    except Stopped as error:
-        if str(error):
-            print(error, flush=True)
+    except Stopped:
         if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")):
             os.kill(os.getppid(), signal.SIGTERM)  # torchrun would start the ranks again, which were asked to stop
         sys.exit(EXIT_STOPPED)

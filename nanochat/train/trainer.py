@@ -313,4 +313,6 @@ class Trainer:
     def _leave(self, state: RunState, saved: bool) -> None:
         if not saved:
             raise UserError(f"stopped after step {state.step}, but not saved: the same command goes on from the checkpoint before")
-        raise Stopped(f"stopped after step {state.step} and saved: the same command goes on from there" if self.ranks.is_first else "")
+        # At once: the first rank to end has the launcher end the others.
+        say(f"stopped after step {state.step} and saved: the same command goes on from there")
+        raise Stopped
