@@ -123,7 +123,7 @@ def test_refuses_what_is_not_there_or_empty(tmp_path: Path) -> None:
         ("bad.jsonl", b'{"text": "\\ud800"}\n', ["bad.jsonl, line 1", "UTF-8"]),
         ("bad.jsonl", b'{"text": "fine"}\n{"text": "\xff"}\n', ["bad.jsonl, line 2", "UTF-8"]),
         ("bad.txt", b"first\nsecond \xff line", ["bad.txt, line 2, byte 13", "UTF-8"]),
-        ("bad.jsonl.gz", gzip.compress(b'{"text": "fine"}\n' * 1000)[:-20], ["bad.jsonl.gz", "truncated"]),
+        ("bad.jsonl.gz", gzip.compress(b'{"text": "fine"}\n' * 1000, mtime=0)[:-20], ["bad.jsonl.gz", "truncated"]),
         ("bad.jsonl.zst", zstandard.compress(b'{"text": "fine"}\n' * 1000)[:-5], ["bad.jsonl.zst", "truncated"]),
         ("bad.jsonl.zst", b"no zstd at all", ["bad.jsonl.zst", "no zstd"]),
         ("bad.parquet", b"PAR1 no parquet", ["bad.parquet", "truncated"]),
