@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import pickle
 import sys
 import tempfile
 import traceback
@@ -30,10 +31,11 @@ def _rank(rank: int, world_size: int, store: str, answer: Connection, work: Call
     torch.set_num_threads(1)
     try:
         dist.init_process_group("gloo", store=dist.FileStore(store, world_size), rank=rank, world_size=world_size)
-        answer.send((True, work(Ranks(rank, world_size, world_size, torch.device("cpu")), *args)))
+        # Bytes: a tensor sent as it is lies in memory that may end with this process before the other one has it.
+        answer.send_bytes(pickle.dumps((True, work(Ranks(rank, world_size, world_size, torch.device("cpu")), *args))))
         dist.destroy_process_group()
     except BaseException:
-        answer.send((False, traceback.format_exc()))
+        answer.send_bytes(pickle.dumps((False, traceback.format_exc())))
         raise
 
 
@@ -57,7 +59,7 @@ def run_ranks(world_size: int, work: Callable[..., Any], *args: Any) -> list[Any
         answers = []
         for rank, (_, answer) in enumerate(started):
             assert answer.poll(TIMEOUT_S), f"rank {rank} gave no answer"
-            good, value = answer.recv()
+            good, value = pickle.loads(answer.recv_bytes())
             assert good, f"rank {rank} failed:\n{value}"
             answers.append(value)
         for rank, (process, _) in enumerate(started):
