@@ -83,6 +83,7 @@ if [ "$REHEARSE" = false ] && [ ! -d "$RUN/base/model" ]; then
     --check --field=text_shards)
   NUM_SHARDS=${NUM_SHARDS:-$NEEDED_SHARDS}
 fi
+NUM_SHARDS=${NUM_SHARDS:-$TOKENIZER_SHARDS} # after base training no more text is wanted
 
 source ./stages.sh
 

@@ -170,3 +170,17 @@ def test_a_real_run_goes_through_every_stage_in_order(script: str, tag: str, bat
     assert [flags.split()[1] for name, flags in done if name == "chat_eval"] == ["base", "mid", "sft", "rl"]
     assert "warning: the evaluation failed" in finished.stderr
     assert all("--nproc_per_node=8" in line for line in log.read_text().splitlines() if "scripts.base" in line or "scripts.chat" in line)
+
+
+@pytest.mark.parametrize(("own", "fetched"), [({}, ["8"]), ({"NUM_SHARDS": "20"}, ["8", "20"])])
+def test_after_base_training_a_run_goes_on_and_wants_no_more_text(own: dict[str, str], fetched: list[str], tmp_path: Path) -> None:
+    (tmp_path / "base/runs/d38/base/model").mkdir(parents=True)
+    log = tmp_path / "log"
+    (tmp_path / "python").write_text(FAKE_PYTHON.format(real=sys.executable, log=log))
+    (tmp_path / "python").chmod(0o755)
+    finished = run_script(tmp_path, "run3b.sh", nvidia_smi=eight("NVIDIA H100 80GB HBM3", 81_559), **own)
+    assert finished.returncode == 0, finished.stderr
+    lines = log.read_text().splitlines()
+    assert sorted((line.split()[-1] for line in lines if "scripts.dataset" in line), key=int) == fetched
+    assert "scripts.chat_rl" in lines[-3]
+    assert "scripts.report" in lines[-1]
