@@ -26,9 +26,9 @@ from nanochat.train.checkpoint_files import (
     StepReader,
     StepWriter,
     read_checksums,
-    read_metadata,
     wrong_file,
 )
+from nanochat.train.safe_metadata import load_metadata
 
 KEEP = 2
 LATEST_FILE = "latest"
@@ -221,7 +221,7 @@ def load_checkpoint_weights(path: Path, tensors: dict[str, Tensor]) -> None:
     try:
         if wrong := wrong_file(path, read_checksums(path)):
             raise ValueError(wrong)
-        metadata = read_metadata(path)
+        metadata = load_metadata(path)
         saved = {name: m.size for name, m in metadata.state_dict_metadata.items() if isinstance(m, TensorStorageMetadata)}
         for name, tensor in tensors.items():
             if saved.get(name) != tensor.shape:
@@ -260,7 +260,7 @@ def _open(path: Path, shapes: dict[str, torch.Size]) -> tuple[RunState, Metadata
         if wrong := wrong_file(path, {name: checksums[name] for name in (STATE_FILE, METADATA_FILE)}):
             raise ValueError(wrong)
         state = RunState(**read_json(path / STATE_FILE))
-        metadata = read_metadata(path)
+        metadata = load_metadata(path)
     except (FileNotFoundError, ValueError, TypeError, AttributeError) as error:
         _warn_damaged(path, error)
         return None

@@ -68,19 +68,6 @@ def wrong_file(path: Path, checksums: dict[str, str]) -> str:
     return ""
 
 
-def read_metadata(path: Path) -> Metadata:
-    """What a checkpoint holds, and where. Raises ValueError when that cannot be read."""
-    try:
-        metadata = FileSystemReader(path).read_metadata()
-    except OSError:
-        raise
-    except Exception as error:  # unpickling damaged bytes raises anything
-        raise ValueError(f".metadata cannot be read ({error})") from error
-    if not isinstance(metadata, Metadata) or not isinstance(metadata.storage_data, dict):
-        raise ValueError(".metadata is not a checkpoint's")
-    return metadata
-
-
 class StepWriter(FileSystemWriter):
     """Writes a checkpoint aside; when the parts of all ranks are on disk the first rank gives it its name."""
 

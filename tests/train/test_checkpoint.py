@@ -410,15 +410,15 @@ def save_for_ever(ranks: Ranks, directory: Path, log: Path) -> None:
     ranks.barrier()
     checkpoints = Checkpoints(directory, ranks)
     with log.open("a") as file, contextlib.redirect_stderr(file):
-        newest = checkpoints.all()
+        newest = checkpoints.latest()[:1]
         state = checkpoints.load(model, optimizers)
         if not newest:
             optimizers.init_state()
         tensors = named_tensors(model, optimizers).values()
         for tensor in tensors if newest else []:
             local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-            if not bool((local == state.step).all()) or int(newest[-1].name[-8:]) != state.step:
-                print(f"{newest[-1]} is not whole", file=file, flush=True)
+            if not bool((local == state.step).all()) or int(newest[0].name[-8:]) != state.step:
+                print(f"{newest[0]} is not whole", file=file, flush=True)
         if ranks.is_first:
             (directory / "begun").touch()
         while True:
