@@ -8,7 +8,7 @@ from nanochat.common.errors import UserError
 from nanochat.plan import batch, budget
 from nanochat.plan.budget import Run
 from nanochat.plan.choose import RESHARD, StepPlan, best, what_is_short
-from nanochat.plan.disk import Disk, disk_of
+from nanochat.plan.disk import LATER_STAGES, Disk, disk_of, kept_for_good
 from nanochat.plan.hardware import GPUS, Gpu, parse_gpus, split_gpus
 from nanochat.plan.memory import GIB
 from nanochat.plan.profile import with_own_links
@@ -111,6 +111,7 @@ class Answer:
             "epochs": disk.epochs,
             "data_gb": disk.data_gb,
             "checkpoint_gb": disk.checkpoint_gb,
+            "later_stages_gb": len(LATER_STAGES) * disk.later_stage_gb,
             "estimated": plan.estimated,
             "basis": plan.basis,
         }
@@ -149,7 +150,9 @@ class Planner:
                 f"{self._budget_text()} is less than one step of depth {depth} takes on {self.node.count * self.settings.nodes} × "
                 f"{self.node.gpu.name} ({run.plan.time.total:.1f} s); give more, or a smaller --depth"
             )
-        return Answer(run, disk_of(run.plan.job.shape, run.tokens, self.settings.data), self.settings.data, self.settings.nodes)
+        s = self.settings
+        disk = disk_of(run.plan.job.shape, run.tokens, s.data, kept_for_good(run.steps, s.keep_every))
+        return Answer(run, disk, s.data, s.nodes)
 
     def refusal(self, plan: StepPlan) -> str:
         """A sentence on a plan that does not fit, and the nearest that does."""

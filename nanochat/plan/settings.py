@@ -53,6 +53,8 @@ class PlanSettings:
     """US dollars to spend: the tokens, and without --depth the depth, that they buy; -1 for no limit."""
     usd_per_gpu_hour: float = OFF
     """Price of one GPU of --gpus for an hour; -1 takes the table's, which is a default."""
+    keep_every: int = OFF
+    """Steps between checkpoints that are kept for good, as base_train takes it; -1 for none."""
     data: Literal["climbmix", "fineweb-edu"] = "climbmix"
     """Text to train on."""
     compare: bool = False
@@ -73,7 +75,7 @@ class PlanSettings:
         """Raises UserError for a value that no plan can have."""
         if self.depth != OFF:
             sizes.check_depth(self.depth)
-        for name in ("nproc_per_node", "device_batch_size", "total_batch_size", "micro_batch_size", "num_iterations"):
+        for name in ("nproc_per_node", "device_batch_size", "total_batch_size", "micro_batch_size", "num_iterations", "keep_every"):
             if getattr(self, name) < 1 and getattr(self, name) != OFF:
                 raise UserError(f"--{name}={getattr(self, name)}: must be 1 or more, or left out")
         for name in ("nodes", "max_seq_len", "vocab_size"):

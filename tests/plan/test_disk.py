@@ -1,5 +1,6 @@
 """What a run needs on disk: against the sources themselves, against sums by hand, and against the disk."""
 
+import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,8 +9,11 @@ import pytest
 
 from nanochat.common.errors import UserError
 from nanochat.data.sources import NAMED
-from nanochat.plan.disk import TRAIN_SHARDS, check_disk, disk_of
+from nanochat.plan.disk import TRAIN_SHARDS, check_disk, disk_of, kept_for_good, rooms, still_needed
 from nanochat.plan.sizes import Shape
+from tests.conftest import VOCAB_SIZE
+
+LATER = ("mid", "sft", "rl")
 
 
 def test_the_sources_are_those_that_can_be_fetched() -> None:
@@ -60,3 +64,44 @@ def test_what_is_there_already_needs_no_room(tmp_path: Path, monkeypatch: pytest
     with shard.open("wb") as file:
         file.truncate(20_000_000)
     check_disk(disk, "climbmix", 2)
+
+
+def test_a_checkpoint_is_as_large_as_the_plan_says(trained: Path) -> None:
+    planned = disk_of(Shape(2, VOCAB_SIZE, 64), 1, "climbmix")
+    newest = max((trained.parent / "checkpoints").glob("step_*"))
+    assert sum(path.stat().st_size for path in newest.iterdir()) == pytest.approx(planned.one_checkpoint_gb * 1e9, rel=0.02)
+
+
+@pytest.mark.parametrize(("steps", "keep_every", "kept"), [(1000, -1, 0), (1000, 500, 1), (1001, 500, 2), (30_679, 5000, 6), (10, 500, 0)])
+def test_checkpoints_that_are_kept_for_good_take_room(steps: int, keep_every: int, kept: int) -> None:
+    assert kept_for_good(steps, keep_every) == kept
+    more, without = (disk_of(Shape(12), 1_000_000, "climbmix", count) for count in (kept, 0))
+    assert more.checkpoint_gb - without.checkpoint_gb == pytest.approx(kept * without.one_checkpoint_gb)
+
+
+def test_a_stage_whose_model_stands_needs_nothing_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path))
+    disk = disk_of(Shape(2), 52_000_000, "climbmix")
+    assert [need.name for need in still_needed(disk, "climbmix", 2)] == [
+        "text",
+        "token shards",
+        "checkpoints",
+        *map("stage {}".format, LATER),
+    ]
+    (tmp_path / "runs/d2/base/model").mkdir(parents=True)
+    assert [need.name for need in still_needed(disk, "climbmix", 2)] == ["stage mid", "stage sft", "stage rl"]
+    for stage in LATER:
+        (tmp_path / f"runs/d2/{stage}/model").mkdir(parents=True)
+    assert still_needed(disk, "climbmix", 2) == []
+
+
+def test_parts_that_lie_on_another_disk_are_counted_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = next((Path(path) for path in ("/dev/shm", "/run") if os.access(path, os.W_OK)), None)
+    if other is None or other.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("there is no second disk here")
+    (tmp_path / "runs").symlink_to(other)
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path))
+    own, others = rooms(still_needed(disk_of(Shape(2), 1, "climbmix"), "climbmix", 2))
+    assert (own.directory, [need.name for need in own.needs]) == (tmp_path, ["text", "token shards"])
+    assert others.needs[0].name == "checkpoints"
+    assert others.directory.stat().st_dev == other.stat().st_dev
