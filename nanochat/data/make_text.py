@@ -81,7 +81,7 @@ def _make_alone(source: Source, num_shards: int, num_workers: int) -> None:
         elif source == PYTHON:
             python_text.make(source, num_shards, num_workers if num_workers > 0 else os.cpu_count() or 1)
         else:
-            hub_text.fetch(source, num_shards, num_workers if num_workers > 0 else HUB_DOWNLOADS)
+            hub_text.get(source, num_shards, num_workers if num_workers > 0 else HUB_DOWNLOADS)
 
 
 def _say_what_is_there(source: Source) -> None:

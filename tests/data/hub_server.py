@@ -5,6 +5,9 @@ import contextlib
 import hashlib
 import http.server
 import re
+import socket
+import struct
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,12 +22,20 @@ class Hub:
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
         """contents by name, the same in every dataset repository"""
-        self.next_broken: dict[str, bytes] = {}
-        """contents that the next complete download of a file gets instead"""
         self.unavailable = 0
         """how many of the next requests are answered with 503"""
-        self.cut: set[str] = set()
-        """files whose next download breaks off in the middle"""
+        self.faults: dict[str, list[str | int]] = {}
+        """what goes wrong with the next downloads of a file, one after the other: an HTTP status, or a method of Handler"""
+        self.always: dict[str, str | int] = {}
+        """what goes wrong with every download of a file"""
+        self.retry_after = ""
+        """what is said along with a status"""
+        self.ranges: list[str] = []
+        """the Range of every download, empty where the whole was asked for"""
+        self.over = threading.Event()
+        """nobody waits any more"""
+        self.key = ""
+        """what a request must bring, where anything"""
         self.gone: set[str] = set()
         """revisions that do not exist any more"""
         self.requests: list[tuple[str, str, str]] = []
@@ -34,6 +45,11 @@ class Hub:
     def downloads(self) -> collections.Counter[str]:
         """How often each file was asked for."""
         return collections.Counter(file for method, _, file in self.requests if method == "GET")
+
+
+def etag(content: bytes) -> str:
+    """As the hub names a large file."""
+    return f'"{hashlib.sha256(content).hexdigest()}"'
 
 
 @contextlib.contextmanager
@@ -59,28 +75,93 @@ def serve() -> Iterator[Hub]:
             if hub.unavailable:
                 hub.unavailable -= 1
                 return self.plain(503)
+            if hub.key and self.headers.get("Authorization") != f"Bearer {hub.key}":
+                return self.plain(401)
             if revision in hub.gone:
                 return self.plain(404, {"X-Error-Code": "RevisionNotFound"})
             if name not in hub.files:
                 return self.plain(404, {"X-Error-Code": "EntryNotFound"})
-            content = hub.next_broken.get(name, hub.files[name])
-            if with_body:
-                hub.next_broken.pop(name, None)
+            content = hub.files[name]
+            if not with_body:
+                return self.head(200, content, len(content))
+            hub.ranges.append(self.headers.get("Range", ""))
+            fault = hub.faults[name].pop(0) if hub.faults.get(name) else hub.always.get(name, "nothing")
+            if isinstance(fault, int):
+                return self.plain(fault, {"Retry-After": hub.retry_after} if hub.retry_after else None)
             start = int(found[1]) if (found := re.match(r"bytes=(\d+)-", self.headers.get("Range", ""))) else 0
-            self.send_response(206 if start else 200)
-            if start:
+            if self.headers.get("If-Range", etag(content)) != etag(content):
+                start = 0
+            return getattr(self, fault)(content, start)
+
+        def head(self, status: int, content: bytes, size: int, start: int = 0) -> None:
+            self.send_response(status)
+            if status == 206:
                 self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
             self.send_header("X-Repo-Commit", COMMIT)
-            self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
-            self.send_header("Content-Length", str(len(content) - start))
+            self.send_header("ETag", etag(content))
+            self.send_header("Content-Length", str(size))
             self.end_headers()
-            if with_body and name in hub.cut:
-                hub.cut.remove(name)
-                self.wfile.write(content[start : start + (len(content) - start) // 2])
-                self.close_connection = True
-            elif with_body:
-                self.wfile.write(content[start:])
-            return None
+
+        def nothing(self, content: bytes, start: int) -> None:
+            """Nothing goes wrong."""
+            self.head(206 if start else 200, content, len(content) - start, start)
+            self.wfile.write(content[start:])
+
+        def cut(self, content: bytes, start: int) -> None:
+            """The connection is closed in the middle."""
+            self.head(206 if start else 200, content, len(content) - start, start)
+            self.wfile.write(content[start : (start + len(content)) // 2])
+            self.close_connection = True
+
+        def reset(self, content: bytes, start: int) -> None:
+            """The connection is reset in the middle."""
+            self.head(206 if start else 200, content, len(content) - start, start)
+            self.wfile.write(content[start : (start + len(content)) // 2])
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.connection.close()
+            self.close_connection = True
+
+        def short(self, content: bytes, start: int) -> None:
+            """Half of it, as if it were all."""
+            self.head(200, content, len(content) // 2)
+            self.wfile.write(content[: len(content) // 2])
+
+        def wrong(self, content: bytes, start: int) -> None:
+            """As many bytes, but one is another."""
+            self.nothing(bytes([content[0] ^ 1]) + content[1:], 0)
+
+        def page(self, content: bytes, start: int) -> None:
+            """A page for people, which says that something is wrong, as if all were well."""
+            self.nothing(b"<html><body>We will be back soon.</body></html>", 0)
+
+        def no_range(self, content: bytes, start: int) -> None:
+            """The whole of it, whatever part was asked for."""
+            self.nothing(content, 0)
+
+        def elsewhere(self, content: bytes, start: int) -> None:
+            """Another part than the one that was asked for."""
+            self.nothing(content, max(start - 10, 0))
+
+        def silent(self, content: bytes, start: int) -> None:
+            """No answer."""
+            hub.over.wait(30)
+            self.close_connection = True
+
+        def stalled(self, content: bytes, start: int) -> None:
+            """Half of it, and nothing more."""
+            self.head(206 if start else 200, content, len(content) - start, start)
+            self.wfile.write(content[start : (start + len(content)) // 2])
+            self.silent(content, start)
+
+        def drip(self, content: bytes, start: int) -> None:
+            """A byte now and then."""
+            self.head(206 if start else 200, content, len(content) - start, start)
+            with contextlib.suppress(OSError):
+                for byte in content[start:]:
+                    self.wfile.write(bytes([byte]))
+                    if hub.over.wait(0.02):
+                        break
+            self.close_connection = True
 
         def plain(self, status: int, headers: dict[str, str] | None = None) -> None:
             self.send_response(status)
@@ -93,3 +174,4 @@ def serve() -> Iterator[Hub]:
 
     with running(Handler) as hub.endpoint:
         yield hub
+        hub.over.set()

@@ -33,7 +33,7 @@ def hub() -> Iterator[Hub]:
 
 def dataset(tmp_path: Path, endpoint: str, *args: str, **environment: str) -> subprocess.CompletedProcess[str]:
     places = {"NANOCHAT_BASE_DIR": str(tmp_path / "base"), "HF_HOME": str(tmp_path / "hf"), "HF_ENDPOINT": endpoint}
-    own = {**places, "HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1"}
+    own = {**places, "HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1", "NANOCHAT_DOWNLOAD_FIRST_WAIT_S": "0.01"}
     return subprocess.run(
         [sys.executable, "-m", "scripts.dataset", *args],
         env={**os.environ, **own, **environment},
@@ -75,9 +75,8 @@ def test_validation_comes_first(hub: Hub, tmp_path: Path) -> None:
 
 def test_failures_that_pass_are_survived(hub: Hub, tmp_path: Path) -> None:
     hub.unavailable = 1
-    hub.cut = {VAL}
-    hub.next_broken = {"shard_00000.parquet": parquet("a", "b")[:-30]}
-    done = dataset(tmp_path, hub.endpoint, "--num_shards", "1")
+    hub.faults = {VAL: ["cut", "stalled", 429, "reset"], "shard_00000.parquet": ["wrong", "page"]}
+    done = dataset(tmp_path, hub.endpoint, "--num_shards", "1", NANOCHAT_DOWNLOAD_SILENCE_S="0.5")
     assert done.returncode == 0, done.stderr
     assert "trying again" in done.stdout
     assert (tmp_path / "base/data/climbmix" / VAL).read_bytes() == hub.files[VAL]
@@ -96,7 +95,7 @@ def test_a_shard_that_is_always_broken_is_an_error_and_not_kept(hub: Hub, tmp_pa
     hub.files["shard_00000.parquet"] = b"no parquet"
     done = dataset(tmp_path, hub.endpoint, "--num_shards", "1", "--num_workers", "1")
     assert done.returncode == 2
-    assert "shard_00000.parquet arrived broken twice" in done.stderr
+    assert "shard_00000.parquet arrived wrong 3 times (it is truncated, or no parquet file)" in done.stderr
     assert shards(tmp_path) == [VAL]
 
 
@@ -138,3 +137,35 @@ def test_a_revision_that_is_gone_is_replaced_by_the_newest(hub: Hub, tmp_path: P
     assert done.returncode == 0, done.stderr
     assert "no revision" in done.stderr
     assert read_json(directory / "source.json")["revision"] == COMMIT
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (503, "after 2 attempts: HTTP 503"),
+        ("silent", "after 2 attempts: timed out"),
+        ("wrong", "arrived wrong 3 times (its checksum is not the published one)"),
+        (401, "HTTP 401, it wants to know who asks"),
+    ],
+)
+def test_giving_up_is_one_line_and_leaves_nothing_under_a_shards_name(hub: Hub, tmp_path: Path, fault: str | int, reason: str) -> None:
+    hub.always = {"shard_00001.parquet": fault}
+    impatient = {"NANOCHAT_DOWNLOAD_ATTEMPTS": "2", "NANOCHAT_DOWNLOAD_SILENCE_S": "0.5"}
+    done = dataset(tmp_path, hub.endpoint, "--num_shards", "2", "--num_workers", "1", **impatient)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    for part in (f"{COMMIT}/shard_00001.parquet", reason, "2 of 3 shards are in", "same command"):
+        assert part in done.stderr
+    assert shards(tmp_path) == ["shard_00000.parquet", VAL]
+    hub.always = {}
+    assert dataset(tmp_path, hub.endpoint, "--num_shards", "2").returncode == 0
+    assert shards(tmp_path) == ["shard_00000.parquet", "shard_00001.parquet", VAL]
+
+
+def test_a_hub_that_wants_to_know_who_asks_is_told(hub: Hub, tmp_path: Path) -> None:
+    hub.key = "hf_right"
+    refused = dataset(tmp_path, hub.endpoint, "--num_shards", "1", HF_TOKEN="hf_wrong")
+    assert refused.returncode == 2
+    assert "HF_TOKEN" in refused.stderr
+    assert "hf_wrong" not in refused.stdout + refused.stderr
+    assert dataset(tmp_path, hub.endpoint, "--num_shards", "1", HF_TOKEN="hf_right").returncode == 0

@@ -1,21 +1,17 @@
 """Where a bundle comes from: the one that is fetched once, a directory, a zip, or the small one of this project."""
 
 import os
-import shutil
-import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 from nanochat.common.archives import unzip
 from nanochat.common.console import say
+from nanochat.common.download import DownloadError, fetch
 from nanochat.common.errors import UserError
 from nanochat.common.files import atomic_path, remove
 from nanochat.common.paths import base_dir, named_path
 from nanochat.evals.core.bundle import CORE_FILE, SMALL, open_bundle
 
 URL = "https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip"
-ATTEMPTS, FIRST_WAIT_S, TIMEOUT_S = 3, 1.0, 20.0
 MAX_BYTES, MAX_MEMBERS = 4_000_000_000, 10_000  # unpacked
 
 
@@ -66,21 +62,8 @@ def _unpack(archive: Path, place: Path) -> None:
 
 def _download(url: str, path: Path) -> None:
     say(f"fetching {url}")
-    wait_s = FIRST_WAIT_S
-    for attempt in range(1, ATTEMPTS + 1):
-        try:
-            with urllib.request.urlopen(url, timeout=TIMEOUT_S) as reply, path.open("wb") as file:
-                shutil.copyfileobj(reply, file)
-                expected = reply.headers.get("Content-Length")
-            if expected is not None and path.stat().st_size != int(expected):
-                raise OSError(f"it broke off after {path.stat().st_size:,} of {int(expected):,} bytes")
-            return
-        except OSError as error:  # urllib's errors are some of these
-            refused = isinstance(error, urllib.error.HTTPError) and error.code < 500
-            if refused or attempt == ATTEMPTS:
-                raise UserError(
-                    f"the CORE bundle cannot be fetched from {url} ({error}); give a copy by --bundle DIR_OR_ZIP, or --bundle small "
-                    "for the little one of this project"
-                ) from None
-            time.sleep(wait_s)
-            wait_s *= 2
+    try:
+        fetch(url, path)
+    except DownloadError as error:
+        advice = "give a copy of the CORE bundle by --bundle DIR_OR_ZIP, or --bundle small for the little one of this project"
+        raise UserError(f"{error}; {advice}") from None

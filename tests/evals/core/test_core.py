@@ -18,7 +18,6 @@ import pytest
 import torch
 
 from nanochat.common.errors import UserError
-from nanochat.evals.core import fetch
 from nanochat.evals.core.bundle import SMALL, CoreTask, Question, open_bundle
 from nanochat.evals.core.core import evaluate_core_task, is_right
 from nanochat.evals.core.fetch import bundle_directory
@@ -141,7 +140,7 @@ def served(bundle: Path, tmp_path: Path) -> Iterator[str]:
 def test_the_bundle_is_fetched_once_and_a_bad_one_leaves_nothing(served: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = tmp_path / "base"
     monkeypatch.setenv("NANOCHAT_BASE_DIR", str(base))
-    monkeypatch.setattr(fetch, "FIRST_WAIT_S", 0.01)
+    monkeypatch.setenv("NANOCHAT_DOWNLOAD_FIRST_WAIT_S", "0.01")
     for name, word in (("none.zip", "404"), ("half.zip", "no whole zip"), ("", "no whole zip")):
         monkeypatch.setenv("NANOCHAT_BUNDLE_URL", f"{served}/{name}")
         with pytest.raises(UserError, match=word):
