@@ -46,7 +46,7 @@ stage() {
   echo
   echo "== $1 ($((SECONDS / 60)) min $((SECONDS % 60)) s)"
   shift
-  echo "\$ $*"
+  echo "\$ $*" | sed -E "s|(://)[^/@ ]+@|\1***@|g" # passwords in addresses
   begin "$@"
   await $!
 }

@@ -32,6 +32,11 @@ def test_an_evaluation_that_fails_does_not_stop_the_run(tmp_path: Path) -> None:
     assert "warning: the evaluation failed" in finished.stderr
 
 
+def test_a_password_in_an_address_is_not_shown(tmp_path: Path) -> None:
+    finished = shell("stage base sh -c 'echo has $1' - s3://me:pass@bucket/a\n", tmp_path)
+    assert finished.stdout.endswith("- s3://***@bucket/a\nhas s3://me:pass@bucket/a\n")
+
+
 def test_a_stage_that_fails_does_and_gives_a_report(tmp_path: Path) -> None:
     (tmp_path / "python").write_text('#!/bin/sh\necho "asked: $*"\n')
     (tmp_path / "python").chmod(0o755)

@@ -14,6 +14,7 @@ from typing import NoReturn, TypeVar
 
 from nanochat.common.errors import Stopped, UserError
 from nanochat.common.processes import die_with_starter
+from nanochat.common.secrets import hide_in_output, remember_secrets
 
 EXIT_WRONG_REQUEST = 2
 EXIT_STOPPED = 75
@@ -30,8 +31,11 @@ def command(settings_class: type[S], function: Callable[[S], None]) -> NoReturn:
     # Sizes of buffers change with evaluations and checkpoints; segments that grow keep the GPU's allocator from holding torn ones.
     os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     die_with_starter()
+    hide_in_output()
     try:
-        function(parse(settings_class, sys.argv[1:]))
+        settings = parse(settings_class, sys.argv[1:])
+        remember_secrets(vars(settings))
+        function(settings)
     except UserError as error:
         fail(str(error))
     except Stopped:

@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 from nanochat.common.console import say, warn
 from nanochat.common.files import atomic_path
+from nanochat.common.secrets import hide
 from nanochat.report import machine, sections
 from nanochat.report.markdown import block, cell, table
 from nanochat.report.plots import draw_all
@@ -81,4 +82,4 @@ def text_of(tag: str, run: Path, stages: list[StageFiles], pictures: list[tuple[
     for stage in began:
         settings = json.dumps({"identity": stage.identity, "settings": stage.settings}, indent=1, ensure_ascii=False)
         parts += [f"<details><summary>Settings: {stage.name}</summary>", block(settings), "</details>"]
-    return "\n\n".join(parts) + "\n"
+    return hide("\n\n".join(parts) + "\n")

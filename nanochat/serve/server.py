@@ -87,7 +87,7 @@ def serve(settings: WebSettings) -> None:
         workers.append(Worker(make))
     served = Model(name, tokenizer, model.config.max_seq_len, workers, settings.sampling(), settings.max_tokens, int(time.time()))
     limits = Limits(int(settings.max_body_mib * 2**20), settings.max_queue, settings.max_per_client)
-    key = settings.api_key or os.environ.get("NANOCHAT_API_KEY", "")
+    key = settings.api_key or os.environ.get("NANOCHAT_API_KEY", "")  # both of a name that keeps them out of what is printed
     server = Server(served, limits, key, _log(settings.log_conversations) if settings.log_conversations else None)
     if settings.host not in ("127.0.0.1", "localhost", "::1") and not key:
         warn(f"{settings.host} can be reached by others, and no --api_key keeps them out")

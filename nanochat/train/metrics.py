@@ -10,6 +10,7 @@ from typing import Any
 
 from nanochat.common.console import PLAIN_INTERVAL_S, is_terminal, say, warn
 from nanochat.common.files import atomic_path
+from nanochat.common.secrets import hide, without_secrets
 from nanochat.train.wandb_run import ALERT, WandbRun
 
 Row = Mapping[str, Any]
@@ -75,7 +76,7 @@ class Metrics:
             aside.write_text("".join(json.dumps(row) + "\n" for row in self.rows), encoding="utf-8")
         self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND)
         self._unwritten = b""
-        self._wandb = WandbRun(directory, wandb_run, resume_step) if wandb_run else None
+        self._wandb = WandbRun(directory, hide(wandb_run), resume_step) if wandb_run else None
         self._live: Any = None
         self._shown_s = float("-inf")
         if is_terminal():
@@ -87,7 +88,7 @@ class Metrics:
     def log(self, row: Row) -> None:
         """Keep a row; it has a `step`. Where the disk takes no more, rows are kept in memory until it does again, with one warning."""
         failed_before = bool(self._unwritten)
-        self._unwritten += (json.dumps(row) + "\n").encode()
+        self._unwritten += (json.dumps(without_secrets(row)) + "\n").encode()
         try:
             self._write()
         except OSError as error:

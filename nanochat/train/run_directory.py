@@ -9,6 +9,7 @@ from typing import Any
 from nanochat.common.errors import UserError
 from nanochat.common.files import read_json, remove_leftovers, write_json
 from nanochat.common.paths import run_dir
+from nanochat.common.secrets import without_secrets
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,11 @@ class StageDirectory:
             raise UserError(f"another process is training in {self.path}: wait for it, or choose another --model_tag") from None
 
     def settle(self, identity: dict[str, Any], settings: dict[str, Any]) -> None:
-        """Keep in config.json what this run is (`identity`) and how it was asked for (`settings`).
+        """Keep in config.json what this run is (`identity`) and how it was asked for (`settings`), without secrets.
 
         Raises UserError when the directory belongs to a run of another identity.
         """
+        identity, settings = without_secrets(identity), without_secrets(settings)
         path = self.path / "config.json"
         if path.is_file() and (self.model.exists() or self.checkpoints.exists()):
             try:

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 from nanochat.common.console import warn
 from nanochat.common.files import read_json
+from nanochat.common.secrets import hide_in_output
 
 INIT_S = "60"
 RETRY_S = 300.0
@@ -125,4 +126,5 @@ def _first_line(error: Exception) -> str:
 if __name__ == "__main__":
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    hide_in_output()
     _send(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
