@@ -23,6 +23,7 @@ FLOORS = [
     "tune",
     "report",
     "serve",
+    "preflight",
 ]
 COMMANDS = sorted(path.stem for path in (ROOT / "scripts").glob("*.py") if path.stem != "__init__")
 

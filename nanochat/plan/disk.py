@@ -114,6 +114,11 @@ class Room:
     needs: tuple[Need, ...]
     """What goes there."""
 
+    @classmethod
+    def of(cls, directory: Path, needs: Iterable[Need]) -> "Room":
+        """The disk that a directory is on."""
+        return cls(directory, shutil.disk_usage(directory).free / 1e9, tuple(needs))
+
     @property
     def needed_gb(self) -> float:
         """All of it."""
@@ -128,7 +133,8 @@ class Room:
     def sentence(self) -> str:
         """What there is and what is needed."""
         parts = ", ".join(f"{need.name} {need.gb:,.1f}" for need in self.needs)
-        return f"{self.directory} has {self.free_gb:,.1f} GB free, and this run needs {self.needed_gb:,.1f} GB more ({parts})"
+        needed = f"and this run needs {self.needed_gb:,.1f} GB more ({parts})" if self.needs else "and this run needs no more"
+        return f"{self.directory} has {self.free_gb:,.1f} GB free, {needed}"
 
 
 def rooms(needs: Iterable[Need]) -> list[Room]:
@@ -139,7 +145,7 @@ def rooms(needs: Iterable[Need]) -> list[Room]:
         if _nearest(need.directory).stat().st_dev != there.stat().st_dev:
             there = _nearest(need.directory)
         by_disk.setdefault(there.stat().st_dev, (there, []))[1].append(need)
-    return [Room(there, shutil.disk_usage(there).free / 1e9, tuple(on_it)) for there, on_it in by_disk.values()]
+    return [Room.of(there, on_it) for there, on_it in by_disk.values()]
 
 
 def check_disk(disk: Disk, data: str, depth: int) -> None:

@@ -1,0 +1,118 @@
+"""`scripts.preflight`: every check at once, each with its own end; what they found in a table, and a verdict."""
+
+import json
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
+from typing import Any
+
+from nanochat.common.console import is_first_rank, is_terminal, say
+from nanochat.common.errors import UserError
+from nanochat.preflight.check import GREEN, RED, YELLOW, Finding, worst
+from nanochat.preflight.settings import PreflightSettings
+from nanochat.tune.children import Broke, run
+
+CHECKS = ("GPUs", "speed", "disk", "limits", "hub", "wandb", "clock", "ports", "versions")
+CHECK_S = 30.0
+SPEED_S = 42.0
+REPORT_S = 50.0  # after the start, that another node's report is waited for
+OF_THE_JOB = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+COLOURS = {GREEN: "green", YELLOW: "yellow", RED: "bold red"}
+
+
+def preflight(settings: PreflightSettings) -> None:
+    """Look this node, or in a job of several nodes all of them, over and print what was found.
+
+    Under a launcher the first rank of each node does it for the node, the first of all prints. Raises UserError where anything is
+    red.
+    """
+    began = time.monotonic()
+    settings.check()
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        return
+    report = look_over(settings)
+    if int(os.environ.get("GROUP_WORLD_SIZE", "1")) > 1:
+        findings, verdict = _with_others(report, began)
+    else:
+        findings = _findings(report)
+        verdict = worst(finding.status for finding in findings)
+    if is_first_rank():
+        show(findings, verdict, settings.json)
+    if verdict == RED:
+        told = "; ".join(f"{each.name}: {each.value}" for each in findings if each.status == RED)
+        raise UserError(f"preflight: {told or 'something is red, which the first node tells'}")
+
+
+def look_over(settings: PreflightSettings) -> dict[str, Any]:
+    """What the checks of this node find, and what its ranks measure: `findings` and `figures`."""
+    own = {name: os.environ[name] for name in OF_THE_JOB if name in os.environ} | {"NANOCHAT_DIES_WITH": str(os.getpid())}
+    request = json.dumps(asdict(settings))
+
+    def check(name: str) -> dict[str, Any]:
+        try:
+            return run(["-m", "nanochat.preflight.one", name, request], SPEED_S if name == "speed" else CHECK_S, own)
+        except Broke as broke:
+            finding = Finding(name, YELLOW, f"could not be looked at: {broke}", rank=int(own.get("RANK", "0")))
+            return {"findings": [finding.to_json()]}
+
+    with ThreadPoolExecutor(len(CHECKS)) as pool:
+        reports = list(pool.map(check, CHECKS))
+    kinds = ("findings", "figures")
+    return {kind: [each for report in reports for each in report.get(kind, [])] for kind in kinds}
+
+
+def _findings(*reports: dict[str, Any]) -> list[Finding]:
+    """The findings of the nodes' reports, one node after the other, and what the figures of all their ranks tell."""
+    from nanochat.preflight.speed import judge
+
+    found = []
+    for node, report in enumerate(reports):
+        rows = [Finding(**each) for each in report["findings"]]
+        found += [replace(each, name=f"node {node}: {each.name}") for each in rows] if len(reports) > 1 else rows
+    return found + judge([each for report in reports for each in report["figures"]])
+
+
+def _with_others(report: dict[str, Any], began: float) -> tuple[list[Finding], str]:
+    """On the first node the findings of all; everywhere the verdict."""
+    from nanochat.preflight.nodes import Nodes
+
+    rank = int(os.environ["RANK"])
+    report["findings"] = [each | {"rank": each["rank"] or rank} for each in report["findings"]]
+    try:
+        nodes = Nodes()
+        reports = nodes.gather(report, max(1.0, began + REPORT_S - time.monotonic()))
+        findings = _findings(*reports)
+        return findings, nodes.agree(worst(finding.status for finding in findings), REPORT_S)
+    except RuntimeError as error:
+        return [Finding("nodes", RED, str(error).splitlines()[0], "see that every node reaches MASTER_ADDR", rank)], RED
+
+
+def show(findings: list[Finding], verdict: str, as_json: bool) -> None:
+    """Print what was found."""
+    if as_json:
+        print(json.dumps({"verdict": verdict, "findings": [each.to_json() for each in findings]}, indent=2, ensure_ascii=False))
+        return
+    if is_terminal():
+        from rich import box
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table("", "looked at", "found", "what to do", box=box.SIMPLE_HEAD)
+        for each in findings:
+            table.add_row(Text(each.status, COLOURS[each.status]), Text(each.name), Text(each.value), Text(each.advice))
+        Console().print(table)
+    else:
+        width = max(len(each.name) for each in findings)
+        for each in findings:
+            say(f"{each.status:<6}  {each.name:<{width}}  {each.value}{f' -> {each.advice}' if each.advice else ''}")
+    say(sentence(findings, verdict))
+
+
+def sentence(findings: list[Finding], verdict: str) -> str:
+    """The verdict for a person."""
+    if verdict == GREEN:
+        return "verdict: green"
+    named = ", ".join(each.name for each in findings if each.status == verdict)
+    return f"verdict: {verdict} ({named})"

@@ -1,0 +1,35 @@
+"""One check in a process of its own, which may hang or break alone: `python -m nanochat.preflight.one NAME SETTINGS`, in JSON."""
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from nanochat.common.processes import die_with_starter
+from nanochat.preflight import clock, disks, gpus, limits, network, ports, speed, versions
+from nanochat.preflight.check import Finding
+from nanochat.preflight.settings import PreflightSettings
+
+SPEED = "speed"
+CHECKS: dict[str, Callable[[PreflightSettings], list[Finding]]] = {
+    "GPUs": gpus.check,
+    "disk": disks.check,
+    "limits": limits.check,
+    "hub": network.check_hub,
+    "wandb": network.check_wandb,
+    "clock": clock.check,
+    "ports": ports.check,
+    "versions": versions.check,
+}
+
+
+def look(name: str, settings: PreflightSettings) -> dict[str, Any]:
+    """What a check has found; of the speeds the figures of this node's ranks, which are judged with those of the others."""
+    if name == SPEED:
+        return {"figures": speed.measure(settings)}
+    return {"findings": [finding.to_json() for finding in CHECKS[name](settings)]}
+
+
+if __name__ == "__main__":
+    die_with_starter()
+    print(json.dumps(look(sys.argv[1], PreflightSettings(**json.loads(sys.argv[2])))))

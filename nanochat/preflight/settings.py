@@ -1,0 +1,90 @@
+"""The flags of the preflight, and the run that it is for."""
+
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+from nanochat.common.errors import UserError
+from nanochat.plan.answer import EXAMPLE_NODE, Answer, Node, Planner
+from nanochat.plan.disk import TRAIN_SHARDS
+from nanochat.plan.hardware import parse_gpus
+from nanochat.plan.settings import DEFAULT_DEPTH, OFF, PlanSettings
+from nanochat.plan.this_machine import this_machine
+
+
+@dataclass(frozen=True)
+class PreflightSettings:
+    """Look this machine over before a run, in less than a minute: GPUs, links, disks, memory, network, versions.
+
+    Ends with status 2 where something is red: the run would fail, or waste what it costs. Yellow warns.
+    """
+
+    depth: int = DEFAULT_DEPTH
+    """Layers of the model that is to be trained."""
+    max_seq_len: int = 2048
+    """Tokens of a sequence."""
+    vocab_size: int = 65_536
+    """Entries of the vocabulary."""
+    device_batch_size: int = OFF
+    """Sequences a GPU handles per pass, at most; -1 for the run scripts'."""
+    total_batch_size: int = OFF
+    """Tokens of a step; -1 for the run scripts'."""
+    precision: Literal["bf16", "fp8", "fp32"] = "bf16"
+    """Number format of the computation."""
+    num_iterations: int = OFF
+    """Steps of base training; -1 for eight tokens a parameter."""
+    save_every: int = 500
+    """Steps between checkpoints; -1 for only the last."""
+    keep_every: int = OFF
+    """Steps between checkpoints that are kept for good; -1 for none."""
+    nproc_per_node: int = OFF
+    """Processes on this node, one a GPU; -1 for the GPUs found, or one on a CPU."""
+    nodes: int = 1
+    """Nodes."""
+    data: str = "climbmix"
+    """Text to train on, as base_train names it."""
+    json: bool = False
+    """Print JSON: verdict, and findings of name, status, value, advice and rank."""
+
+    def check(self) -> None:
+        """Raises UserError for a value that no run can have."""
+        for name in ("nproc_per_node", "save_every"):
+            if getattr(self, name) < 1 and getattr(self, name) != OFF:
+                raise UserError(f"--{name}={getattr(self, name)}: must be 1 or more, or -1")
+        self._plan_settings().validate()
+
+    @property
+    def wants_hub(self) -> bool:
+        """Whether the text comes from the hub."""
+        return self.data in TRAIN_SHARDS
+
+    @property
+    def wandb_run(self) -> str:
+        """Name of the wandb run, from WANDB_RUN; empty for none."""
+        name = os.environ.get("WANDB_RUN", "")
+        return "" if name == "dummy" or os.environ.get("WANDB_MODE") in ("offline", "disabled") else name
+
+    def node(self) -> Node:
+        """This node as it is to be used, whether it has as many GPUs or not; without any as if it were the planner's example."""
+        found = this_machine()
+        count, gpu = found or (1, parse_gpus(EXAMPLE_NODE)[1])
+        return Node(count if self.nproc_per_node == OFF else self.nproc_per_node, gpu, found is not None)
+
+    def answer(self) -> Answer:
+        """The plan of the run on this node. Raises UserError where there is none."""
+        return Planner(self._plan_settings(), self.node()).answer()
+
+    def _plan_settings(self) -> PlanSettings:
+        return PlanSettings(
+            depth=self.depth,
+            max_seq_len=self.max_seq_len,
+            vocab_size=self.vocab_size,
+            device_batch_size=self.device_batch_size,
+            total_batch_size=self.total_batch_size,
+            precision=self.precision,
+            num_iterations=self.num_iterations,
+            keep_every=self.keep_every,
+            nproc_per_node=self.nproc_per_node,
+            nodes=self.nodes,
+            data="fineweb-edu" if self.data == "fineweb-edu" else "climbmix",  # other text is smaller
+        )
