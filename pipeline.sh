@@ -87,9 +87,11 @@ NUM_SHARDS=${NUM_SHARDS:-$TOKENIZER_SHARDS} # after base training no more text i
 
 source ./stages.sh
 
-# Whether a stage's result is there, made after its model.
+# Whether a stage's result is there, made of the very weights that its model has.
 is_there() {
-  [ "$RUN/$1" -nt "${RUN:?}/${1%/*}/model" ]
+  local weights
+  weights=$(sed -n 's/^ *"weights": "\([0-9a-f]*\)".*/\1/p' "${RUN:?}/${1%/*}/model/checksums.json" 2>/dev/null)
+  [ -n "$weights" ] && grep -qs "\"weights\": \"$weights\"" "$RUN/$1"
 }
 
 stage "text, enough for the tokenizer" python -m scripts.dataset --data "$DATA" --num_shards "$TOKENIZER_SHARDS"

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from nanochat.common.checksums import wrong_files
 from nanochat.common.download import DownloadError, Published, ask
 
 DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
@@ -70,9 +71,18 @@ def wrong_in_cache(files: Iterable[Path]) -> list[Path]:
     found = []
     for path in files:
         kept = path.resolve()
-        if kept.parent.name == "blobs" and DIGEST.fullmatch(kept.name) and Published(digest=kept.name).wrong(kept):
+        is_named_by_digest = kept.parent.name == "blobs" and DIGEST.fullmatch(kept.name)
+        if is_named_by_digest and wrong_files(kept.parent, {kept.name: kept.name}):
             found.append(path)
     return found
+
+
+def cached_files(repo: str, repo_type: str = "dataset") -> list[Path]:
+    """The files of a repository, of every commit, that the hub client keeps."""
+    from huggingface_hub import constants
+
+    place = Path(constants.HF_HUB_CACHE) / f"{repo_type}s--{repo.replace('/', '--')}" / "snapshots"
+    return [path for path in place.rglob("*") if path.is_file()]
 
 
 def forget(path: Path) -> None:

@@ -8,13 +8,16 @@ import threading
 from pathlib import Path
 
 from nanochat.common import hub
+from nanochat.common.checksums import read_checksums, write_checksums, wrong_files
 from nanochat.common.console import Progress, warn
 from nanochat.common.download import DownloadError, fetch
 from nanochat.common.errors import UserError
-from nanochat.common.files import write_json
+from nanochat.common.files import sha256_file, write_json
 from nanochat.common.paths import data_dir
 from nanochat.data.sources import Source
-from nanochat.data.text_shards import BrokenParquetError, open_parquet, read_record, shard_path
+from nanochat.data.text_shards import BrokenParquetError, missing_shards, open_parquet, read_record, shard_path
+
+_checksums_lock = threading.Lock()
 
 
 def is_there(source: Source, num_shards: int) -> bool:
@@ -32,7 +35,7 @@ def get(source: Source, num_shards: int, num_downloads: int) -> None:
         if hub.is_offline():
             raise DownloadError("HF_HUB_OFFLINE is set, unset it to download")
         revision = _pin_revision(source, directory)
-        _download_all(source, revision, _missing(source, num_shards), num_downloads)
+        _download_all(source, revision, _missing(source, num_shards, say_why=True), num_downloads)
     except DownloadError as error:
         there = num_shards + 1 - len(_missing(source, num_shards))
         raise UserError(
@@ -41,10 +44,12 @@ def get(source: Source, num_shards: int, num_downloads: int) -> None:
         ) from error
 
 
-def _missing(source: Source, num_shards: int) -> list[int]:
+def _missing(source: Source, num_shards: int, say_why: bool = False) -> list[int]:
     """Indices of the shards that are not there or are broken, validation first."""
     directory = data_dir(source.name)
-    return [index for index in (source.val_index, *range(num_shards)) if not _is_complete(shard_path(directory, index))]
+    wanted = [source.val_index, *range(num_shards)]
+    missing = set(missing_shards(directory, wanted, say_why))
+    return [index for index in wanted if index in missing or not _is_complete(shard_path(directory, index))]
 
 
 def _is_complete(path: Path) -> bool:
@@ -122,7 +127,20 @@ def _download_all(source: Source, revision: str, missing: list[int], num_downloa
 
 
 def _download(source: Source, revision: str, index: int) -> int:
-    """Download one shard and hold it against what the hub publishes; its size in bytes."""
+    """Download one shard, unless the very one is there, and keep the digest that the hub publishes of it; its size in bytes."""
     path = shard_path(data_dir(source.name), index)
     file = hub.look_up(source.repo, path.name, revision)
-    return fetch(file.url, path, file.published, hub.headers(), _wrong)
+    digest = file.published.digest
+    if digest:
+        _keep_checksum(path, digest)  # first: a shard that stands has one
+        if path.exists() and not wrong_files(path.parent, {path.name: digest}):
+            return path.stat().st_size
+    size = fetch(file.url, path, file.published, hub.headers(), _wrong)
+    if not digest:
+        _keep_checksum(path, sha256_file(path))
+    return size
+
+
+def _keep_checksum(path: Path, digest: str) -> None:
+    with _checksums_lock:
+        write_checksums(path.parent, {**read_checksums(path.parent), path.name: digest})

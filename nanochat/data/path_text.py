@@ -16,7 +16,7 @@ from nanochat.common.files import atomic_path, write_json
 from nanochat.common.paths import base_dir, data_dir
 from nanochat.data.file_text import list_text_files, read_documents
 from nanochat.data.sources import Source
-from nanochat.data.text_shards import read_record, shard_path, write_shard
+from nanochat.data.text_shards import missing_shards, read_record, shard_path, write_shard
 
 SHARD_BYTES = 100_000_000
 VAL_SHARE = 0.01
@@ -83,7 +83,9 @@ def make(source: Source, num_shards: int) -> None:
     fingerprint = _fingerprint(source, files)
     if record := read_record(directory):
         same = record.get("files") == fingerprint
-        say(f"{source.data}: {'there are fewer shards than asked for' if same else 'its files changed since'}; all are made anew")
+        damaged = missing_shards(directory, range(int(record.get("val_index", -1)) + 1), say_why=True)
+        why = "its files changed since" if not same else "shards are missing" if damaged else "there are fewer shards than asked for"
+        say(f"{source.data}: {why}; all are made anew")
     for left in directory.parent.glob(f".{directory.name}.*"):
         if left.suffix in (".tmp", ".old"):  # of a run that was killed; the lock says that nobody else is here
             shutil.rmtree(left, ignore_errors=True)
@@ -122,13 +124,13 @@ def _write_shards(source: Source, files: list[Path], directory: Path, num_shards
     if buffer:
         _write_shuffled(directory, index, buffer)
         index += 1
-    write_shard(shard_path(directory, index), held_out.texts())
+    write_shard(shard_path(directory, index), held_out.texts(), keep_checksum=True)
     return index, is_all
 
 
 def _write_shuffled(directory: Path, index: int, texts: list[str]) -> None:
     random.Random(f"{SEED} {index}").shuffle(texts)
-    write_shard(shard_path(directory, index), texts)
+    write_shard(shard_path(directory, index), texts, keep_checksum=True)
 
 
 def _read_files(files: list[Path]) -> Generator[str, None, None]:
@@ -165,4 +167,4 @@ def _fingerprint(source: Source, files: list[Path]) -> dict[str, Any]:
 def _suffices(record: dict[str, Any], directory: Path, num_shards: int) -> bool:
     made = int(record.get("val_index", -1))
     enough = record.get("is_all") or (num_shards != -1 and made >= num_shards)
-    return bool(enough) and made > 0 and all(shard_path(directory, index).exists() for index in range(made + 1))
+    return bool(enough) and made > 0 and not missing_shards(directory, range(made + 1))

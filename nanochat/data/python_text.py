@@ -27,7 +27,7 @@ from nanochat.common.files import write_json
 from nanochat.common.paths import data_dir
 from nanochat.data.docstring_text import PythonFile, Unseen, read_prose, read_source, split_lines, text_hash
 from nanochat.data.sources import PYTHON, Source
-from nanochat.data.text_shards import read_record, shard_path, write_shard
+from nanochat.data.text_shards import missing_shards, read_record, shard_path, write_shard
 
 PYTHON_SHARDS = PYTHON.val_index + 1
 SHARD_BYTES = 1_100_000
@@ -88,7 +88,7 @@ def is_there(num_shards: int) -> bool:
     record = read_record(directory)
     wanted = [PYTHON.val_index, *range(num_shards)]
     same = (record.get("recipe"), record.get("seed"), record.get("shard_bytes")) == (RECIPE, SEED, SHARD_BYTES)
-    return same and all(shard_path(directory, index).exists() for index in wanted)
+    return same and not missing_shards(directory, wanted)
 
 
 def make(source: Source, num_shards: int, num_workers: int, roots: dict[str, Path] | None = None) -> None:
@@ -110,7 +110,7 @@ def make(source: Source, num_shards: int, num_workers: int, roots: dict[str, Pat
         left.unlink()
     limit = record.get("train_shards_possible", num_shards)
     wanted = [source.val_index, *range(min(num_shards, limit))]
-    missing = [index for index in wanted if not shard_path(directory, index).exists()]
+    missing = missing_shards(directory, wanted, say_why=True)
     if missing:
         possible = _make_shards(directory, wanted, missing, files, num_workers)
         if possible < num_shards:
@@ -138,7 +138,7 @@ def _make_shards(directory: Path, wanted: list[int], missing: list[int], files: 
                 if is_val:
                     held_out.update(*(document.docstrings for document in taken))
                 if index in missing:
-                    write_shard(shard_path(directory, index), [document.text for document in taken])
+                    write_shard(shard_path(directory, index), [document.text for document in taken], keep_checksum=True)
                 progress.advance(size / 1e6)
     finally:
         stream.close()

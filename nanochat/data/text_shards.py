@@ -7,8 +7,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from nanochat.common.checksums import read_checksums, write_checksums, wrong_file, wrong_files
+from nanochat.common.console import warn
 from nanochat.common.errors import UserError
-from nanochat.common.files import atomic_path, read_json
+from nanochat.common.files import atomic_path, read_json, sha256_file
 from nanochat.common.paths import data_dir
 from nanochat.data.sources import NAMED
 
@@ -55,10 +57,23 @@ def text_shards(name: str, data: str = "") -> TextShards:
     return TextShards([found[index] for index in sorted(found)], val)
 
 
-def write_shard(path: Path, texts: Iterable[str]) -> None:
-    """Write documents as one zstd parquet file with row groups of 1,024; complete or absent."""
-    with atomic_path(path) as aside, aside.open("wb") as file:
-        write_parquet(file, texts)
+def missing_shards(directory: Path, wanted: Iterable[int], say_why: bool = False) -> list[int]:
+    """Those of the wanted shards that are not there, have no checksum, or are not as they were written, which can be said."""
+    paths = {index: shard_path(directory, index) for index in wanted}
+    checksums = read_checksums(directory)
+    wrong = wrong_files(directory, {path.name: checksums[path.name] for path in paths.values() if path.name in checksums and path.exists()})
+    for name, reason in wrong.items() if say_why else ():
+        warn(f"{directory / name}: {reason}; it is replaced")
+    return [index for index, path in paths.items() if path.name not in checksums or path.name in wrong or not path.exists()]
+
+
+def write_shard(path: Path, texts: Iterable[str], keep_checksum: bool = False) -> None:
+    """Write documents as one zstd parquet file with row groups of 1,024; complete or absent, its checksum kept beside it if asked."""
+    with atomic_path(path) as aside:
+        with aside.open("wb") as file:
+            write_parquet(file, texts)
+        if keep_checksum:
+            write_checksums(path.parent, {**read_checksums(path.parent), path.name: sha256_file(aside)})
 
 
 def write_parquet(file: IO[bytes], texts: Iterable[str]) -> None:
@@ -74,18 +89,20 @@ def write_parquet(file: IO[bytes], texts: Iterable[str]) -> None:
 
 
 def iter_texts(path: Path) -> Iterator[list[str]]:
-    """The documents of a shard, one row group after the other. Raises UserError when the file is broken."""
+    """The documents of a shard, one row group after the other. Raises UserError when the file is broken, or not as it was written."""
+    if reason := wrong_file(path):
+        raise _broken(path, reason)
     with path.open("rb") as file:
         try:
             parquet = open_parquet(file)
             for group in range(parquet.num_row_groups):
                 yield [text for text in parquet.read_row_group(group, columns=["text"]).column(0).to_pylist() if text is not None]
         except BrokenParquetError as error:
-            raise _broken(path, error) from error
+            raise _broken(path, str(error)) from error
         except _arrow_errors() as error:
             if isinstance(error, OSError) and error.errno:
                 raise
-            raise _broken(path, error) from error
+            raise _broken(path, "it is damaged") from error
 
 
 def count_rows(path: Path) -> int:
@@ -94,7 +111,7 @@ def count_rows(path: Path) -> int:
         try:
             return int(open_parquet(file).metadata.num_rows)
         except BrokenParquetError as error:
-            raise _broken(path, error) from error
+            raise _broken(path, str(error)) from error
 
 
 class BrokenParquetError(Exception):
@@ -126,11 +143,9 @@ def _arrow_errors() -> tuple[type[BaseException], ...]:
     return (pa.ArrowException, OSError)
 
 
-def _broken(path: Path, error: BaseException) -> UserError:
+def _broken(path: Path, reason: str) -> UserError:
     """Broken shards can be made or fetched again: say with which command."""
     name = path.parent.name
     data = read_record(path.parent).get("data") or (name if name in NAMED else "path:DIR")
-    reason = str(error) if isinstance(error, BrokenParquetError) else "it is damaged"
-    return UserError(
-        f"cannot read {path}: {reason}; delete it and give `python -m scripts.dataset --data {data}` again, which makes it again"
-    )
+    again = "fetches" if name in NAMED and NAMED[name].repo else "makes"
+    return UserError(f"cannot read {path}: {reason}; give `python -m scripts.dataset --data {data}` again, which {again} it again")

@@ -1,12 +1,14 @@
 """Token shards on disk: uint16 little-endian ids in `shard_00000.bin` …, described by `index.json`. Reading needs numpy alone."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from nanochat.common.checksums import wrong_files
 from nanochat.common.errors import UserError
-from nanochat.common.files import read_json, sha256_file
+from nanochat.common.files import read_json
 
 INDEX_FILE = "index.json"
 DTYPE = np.dtype("<u2")
@@ -74,17 +76,20 @@ def open_shard(index: TokenIndex, shard: TokenShard) -> np.memmap:
     size, expected = path.stat().st_size if path.is_file() else -1, shard.tokens * DTYPE.itemsize
     if size != expected:
         seen = f"has {size:,} bytes, its index says {expected:,}" if size >= 0 else "is not there, but its index names it"
-        raise UserError(f"{path} {seen}: {_made_again(index, shard)}")
+        raise UserError(f"{path} {seen}: {_made_again(index)}")
     return np.memmap(path, dtype=DTYPE, mode="r", shape=(shard.tokens,))
 
 
-def verify_shard(index: TokenIndex, shard: TokenShard) -> None:
-    """Read a whole shard and raise UserError when its SHA-256 is not the one in the index."""
-    open_shard(index, shard)
-    path = index.directory / shard.name
-    if sha256_file(path) != shard.sha256:
-        raise UserError(f"{path} is damaged, its checksum is not the one in its index: {_made_again(index, shard)}")
+def damaged_shards(index: TokenIndex, shards: Iterable[TokenShard]) -> dict[str, str]:
+    """Those of the shards whose SHA-256 is not the one in the index, with what is wrong; read only where they changed since."""
+    return wrong_files(index.directory, {shard.name: shard.sha256 for shard in shards})
 
 
-def _made_again(index: TokenIndex, shard: TokenShard) -> str:
-    return f"delete {shard.name} and give `{index.remedy}`, which makes it again"
+def verify_shards(index: TokenIndex) -> None:
+    """Raise UserError, with the command to give, when a shard of the index is not there or not as it was written."""
+    for name, reason in damaged_shards(index, index.shards).items():
+        raise UserError(f"{index.directory / name} is damaged, {reason}: {_made_again(index)}")
+
+
+def _made_again(index: TokenIndex) -> str:
+    return f"give `{index.remedy}`, which makes it again"

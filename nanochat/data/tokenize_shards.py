@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from nanochat.common.console import Progress, say
+from nanochat.common.console import Progress, say, warn
 from nanochat.common.errors import UserError
 from nanochat.common.files import atomic_path, write_json
 from nanochat.common.paths import tokenizer_dir, tokens_dir
-from nanochat.data.token_shards import DTYPE, INDEX_FILE, TokenIndex, TokenShard, read_index
+from nanochat.data.token_shards import DTYPE, INDEX_FILE, TokenIndex, TokenShard, damaged_shards, read_index
 from nanochat.tokenizer.tokenizer import Tokenizer
 
 CHUNK_CHARS = 64 * 1024
@@ -129,25 +129,28 @@ def _index_so_far(empty: TokenIndex, val: Path, train: list[Path]) -> TokenIndex
         return empty
     splits = {_token_name(path): (path, "val" if path == val else "train") for path in [val, *train]}
     good, gone, changed = [], [], []
-    for shard in read_index(empty.directory).shards:
+    shards = read_index(empty.directory).shards
+    damaged = damaged_shards(empty, shards)
+    for shard in shards:
         if shard.name not in splits:
             gone.append(shard)
         elif (_fingerprint(splits[shard.name][0]), splits[shard.name][1]) != (shard.source, shard.split):
             changed.append(shard)
-        elif _is_whole(empty.directory / shard.name, shard):
+        elif shard.name in damaged:
+            say(f"{empty.directory / shard.name} is damaged, {damaged[shard.name]}: making it again")
+        else:
             good.append(shard)
     if changed:
         # The text was made anew: token shards whose text is gone are of the old one. Otherwise the text was only deleted to save room.
         say(f"the text of {len(changed)} token shards has changed: making them again")
     else:
-        good += [shard for shard in gone if _is_whole(empty.directory / shard.name, shard)]
+        good += [shard for shard in gone if shard.name not in damaged]
+        for shard in gone:
+            if shard.name in damaged:
+                warn(f"{empty.directory / shard.name} is damaged, {damaged[shard.name]}, and its text is not here any more: get that again")
     index = replace(empty, shards=tuple(sorted(good, key=lambda shard: shard.name)))
     _write_index(index)
     return index
-
-
-def _is_whole(path: Path, shard: TokenShard) -> bool:
-    return path.is_file() and path.stat().st_size == shard.tokens * DTYPE.itemsize
 
 
 def _write_index(index: TokenIndex) -> None:

@@ -41,8 +41,9 @@ def base_loss(settings: BaseLossSettings) -> None:
     from nanochat.common.paths import tokens_dir
     from nanochat.data.defaults import resolve_data
     from nanochat.data.samples import Manifest, Samples
-    from nanochat.data.token_shards import read_index
+    from nanochat.data.token_shards import read_index, verify_shards
     from nanochat.evals.bits_per_byte import bits_per_byte, xz_bits_per_byte
+    from nanochat.model.checksums import weights_digest
     from nanochat.model.directory import load_model
     from nanochat.model.find import find_model
     from nanochat.parallel.precision import resolve_precision
@@ -52,6 +53,7 @@ def base_loss(settings: BaseLossSettings) -> None:
     with ranks() as r:
         model, tokenizer = load_model(directory, r.device, resolve_precision(settings.precision, r.device))
         index = read_index(tokens_dir(resolve_data(settings.data), tokenizer.hash))
+        r.from_first(lambda: verify_shards(index))
         seq_len = model.config.max_seq_len
         figures: dict[str, float] = {}
         for split, tokens in (("train", settings.train_tokens), ("val", settings.eval_tokens)):
@@ -66,4 +68,4 @@ def base_loss(settings: BaseLossSettings) -> None:
             figures["xz_bpb"] = xz_bits_per_byte(text)
             which = "the same" if len(text) < XZ_MAX_BYTES else "the first"
             say(f"xz -9e: {figures['xz_bpb']:.4f} bits per byte, over {which} {len(text):,} held-out bytes")
-            write_json(directory.parent / "base_loss.json", figures)
+            write_json(directory.parent / "base_loss.json", {"weights": weights_digest(directory), **figures})

@@ -15,6 +15,7 @@ from nanochat.evals.task_eval import Asking, TaskResult, evaluate_task
 from nanochat.evals.tasks.identity import Persona
 from nanochat.evals.tasks.registry import CHAT_CORE, TaskOptions, find_tasks, task_dir_of
 from nanochat.evals.tasks.task import TaskUnavailable
+from nanochat.model.checksums import weights_digest
 from nanochat.model.directory import load_model
 from nanochat.model.find import find_model
 from nanochat.parallel.precision import evaluation_dtype
@@ -63,17 +64,19 @@ def _keep(
 ) -> dict[str, Any]:
     """Put the results into chat_eval.json, beside those of tasks that were asked before; returns what it then holds."""
     path = directory.parent / RESULT_FILE
+    weights = weights_digest(directory)
     tasks: dict[str, Any] = {}
     old_skipped: dict[str, str] = {}
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        if path.stat().st_mtime > (directory / "config.json").stat().st_mtime:  # else they were another model's
-            before = read_json(path)
+        before = read_json(path)
+        if weights and before["weights"] == weights:  # else they were another model's
             tasks, old_skipped = dict(before["tasks"]), dict(before["skipped"])
     tasks |= {name: result.to_json() for name, result in results.items()}
     all_skipped = {name: why for name, why in {**old_skipped, **skipped}.items() if name not in tasks}
     core = [tasks[name]["centered"] for name in CHAT_CORE if name in tasks]
     value = {
         "model": str(directory.relative_to(base_dir())),
+        "weights": weights,
         "stage": stage,
         "chatcore": sum(core) / len(core) if core else None,
         "chatcore_tasks": [name for name in CHAT_CORE if name in tasks],

@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor
 
 from nanochat.common.errors import UserError
 from nanochat.common.files import atomic_path, read_json, save_safetensors, write_json
+from nanochat.model.checksums import seal_model, verify_model
 from nanochat.model.config import GPTConfig
 from nanochat.model.gpt import GPT
 from nanochat.tokenizer.chat_template import CHAT_TEMPLATE, TEMPLATE_FILE
@@ -128,6 +129,7 @@ def save_model(
                 if job.is_first:
                     held[name] = whole.cpu().contiguous()
             job.from_first(partial(save_safetensors, aside / file, held, metadata={"format": "pt"}))
+        job.from_first(partial(seal_model, aside))
         job.from_first(stack.pop_all().close)
 
 
@@ -221,6 +223,7 @@ def load_model(directory: Path, device: torch.device, dtype: torch.dtype = torch
     Raises UserError when something is missing, damaged or does not belong together.
     """
     config = load_config(directory)
+    verify_model(directory)
     with torch.device("meta"):
         model = GPT(config)
     model = model.to(dtype).to_empty(device=device)

@@ -85,6 +85,7 @@ def export(s: ExportSettings) -> None:
 
 
 def _copy(s: ExportSettings, aside: Path) -> None:
+    from nanochat.model.checksums import verify_model
     from nanochat.model.directory import load_config
     from nanochat.model.find import find_model
     from nanochat.report.card import released_card
@@ -92,6 +93,7 @@ def _copy(s: ExportSettings, aside: Path) -> None:
     stages = (s.source,) if s.source else ("dpo", "rl", "sft", "mid")
     directory = named_path(s.model) if s.model else find_model(stages, s.model_tag)
     load_config(directory)
+    verify_model(directory)
     card = released_card(directory, s.license)
     shutil.copytree(directory, aside)
     (aside / "README.md").write_text(card, encoding="utf-8")

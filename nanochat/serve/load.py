@@ -4,7 +4,9 @@ from pathlib import Path
 
 import torch
 
-from nanochat.common.console import is_terminal, say
+from nanochat.common import hub
+from nanochat.common.console import is_terminal, say, warn
+from nanochat.common.download import WRONG_CONTENTS
 from nanochat.common.errors import UserError
 from nanochat.common.paths import named_path
 from nanochat.engine.linear import for_decoding
@@ -44,7 +46,15 @@ def _from_hub(name: str, revision: str) -> Path:
     if not is_terminal():
         disable_progress_bars()
     try:
-        directory = Path(snapshot_download(name, revision=revision or None, allow_patterns=FILES))
+        for _ in range(WRONG_CONTENTS):
+            directory = Path(snapshot_download(name, revision=revision or None, allow_patterns=FILES))
+            if not (wrong := hub.wrong_in_cache(directory.iterdir())):
+                break
+            for path in wrong:
+                warn(f"{path} is not what the hub publishes: it is fetched again")
+                hub.forget(path)
+        else:
+            raise UserError(f"--model={name}: {wrong[0].name} arrived wrong {WRONG_CONTENTS} times")
     except RepositoryNotFoundError:
         raise UserError(f"--model={name}: the hub has no such model, or does not let you read it (HF_TOKEN)") from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:

@@ -1,6 +1,5 @@
 """Base training: a new model learns to continue text."""
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from nanochat.common.console import say, warn
@@ -8,7 +7,7 @@ from nanochat.common.paths import tokenizer_dir, tokens_dir
 from nanochat.data.defaults import resolve_data, resolve_tokenizer
 from nanochat.data.loader import micro_batches
 from nanochat.data.samples import Manifest, Samples
-from nanochat.data.token_shards import TokenIndex, read_index, verify_shard
+from nanochat.data.token_shards import TokenIndex, read_index, verify_shards
 from nanochat.engine.batch import complete
 from nanochat.engine.sample import Sampling
 from nanochat.evals.bits_per_byte import bits_per_byte
@@ -44,11 +43,9 @@ def _open_tokens(settings: BaseTrainSettings) -> tuple[Tokenizer, TokenIndex]:
 
 
 def _freeze(stage: StageDirectory, index: TokenIndex, settings: BaseTrainSettings) -> dict[str, Any]:
-    """The run's manifest; a new run first reads every shard once and compares its checksum."""
+    """The run's manifest, after every shard that was not yet was held against its checksum."""
     manifest = Manifest.of(index, "train", settings.max_seq_len, settings.seed)
-    if not stage.checkpoints.exists():
-        with ThreadPoolExecutor() as pool:
-            list(pool.map(lambda shard: verify_shard(index, shard), index.shards))
+    verify_shards(index)
     return stage.frozen("manifest.json", manifest.to_json())
 
 

@@ -10,6 +10,7 @@ import torch
 from nanochat.common.errors import UserError
 from nanochat.common.files import read_json
 from nanochat.common.paths import base_dir, named_path
+from nanochat.model.checksums import verify_model
 from nanochat.model.config import GPTConfig
 from nanochat.model.directory import check_belongs, each_weight, load_config
 from nanochat.model.find import find_model
@@ -54,7 +55,9 @@ class SourceModel:
     def open(self) -> tuple[Tokenizer, GPTConfig]:
         """Its tokenizer and its shape. Raises UserError where they are missing, damaged or do not belong together."""
         if not self.is_checkpoint:
-            config, tokenizer = load_config(self.directory), Tokenizer.from_directory(self.directory)
+            config = load_config(self.directory)
+            verify_model(self.directory)
+            tokenizer = Tokenizer.from_directory(self.directory)
             check_belongs(self.directory, tokenizer, config)
             return tokenizer, config
         stage, known = self.stage, self.identity

@@ -15,6 +15,7 @@ from nanochat.common.errors import UserError
 from nanochat.data.loader import Batch, Split
 from nanochat.model.config import GPTConfig
 from nanochat.model.directory import save_model
+from nanochat.model.find import make_newest
 from nanochat.model.gpt import GPT
 from nanochat.optim.build import Optimizers
 from nanochat.parallel.compiling import say_compiling
@@ -223,6 +224,7 @@ def _train(course: Course, r: Ranks, watch: HangWatch) -> None:
             metrics.close()
     watch.alive("saving the model", LONGER)
     save_model(stage.model, model, course.tokenizer, dtype, course.card(state), r)
+    r.from_first(lambda: make_newest(stage.model))
     say(f"done: {stage.model}")
 
 

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -169,3 +170,52 @@ def test_a_hub_that_wants_to_know_who_asks_is_told(hub: Hub, tmp_path: Path) -> 
     assert "HF_TOKEN" in refused.stderr
     assert "hf_wrong" not in refused.stdout + refused.stderr
     assert dataset(tmp_path, hub.endpoint, "--num_shards", "1", HF_TOKEN="hf_right").returncode == 0
+
+
+def test_a_flipped_bit_is_named_by_who_reads_it_and_the_same_command_fetches_the_shard_again(hub: Hub, tmp_path: Path) -> None:
+    hub.files["shard_00000.parquet"] = parquet(*(f"document {number} of many words" for number in range(200)))
+    assert dataset(tmp_path, hub.endpoint, "--num_shards", "2").returncode == 0
+    shard = tmp_path / "base/data/climbmix/shard_00000.parquet"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:200] + bytes([whole[200] ^ 1]) + whole[201:])
+    environment = {**os.environ, "NANOCHAT_BASE_DIR": str(tmp_path / "base")}
+    train = [sys.executable, "-m", "scripts.tok_train", "--data=climbmix", "--vocab_size=300"]
+    refused = subprocess.run(train, env=environment, capture_output=True, text=True, timeout=60)
+    assert refused.returncode == 2
+    assert len(refused.stderr.splitlines()) == 1
+    for part in (str(shard), "its checksum", "`python -m scripts.dataset --data climbmix` again, which fetches it again"):
+        assert part in refused.stderr
+    hub.requests.clear()
+    again = dataset(tmp_path, hub.endpoint, "--num_shards", "2")
+    assert again.returncode == 0
+    assert again.stderr == f"warning: {shard}: its checksum is not the one it was written with; it is replaced\n"
+    assert dict(hub.downloads()) == {"shard_00000.parquet": 1}
+    assert shard.read_bytes() == whole
+    assert subprocess.run(train, env=environment, capture_output=True, timeout=60).returncode == 0
+
+
+def test_shards_without_a_checksum_are_held_against_the_hub_and_not_fetched_when_right(hub: Hub, tmp_path: Path) -> None:
+    assert dataset(tmp_path, hub.endpoint, "--num_shards", "2").returncode == 0
+    directory = tmp_path / "base/data/climbmix"
+    (directory / "checksums.json").unlink()
+    (directory / "shard_00001.parquet").write_bytes(parquet("quite another text"))
+    hub.requests.clear()
+    assert dataset(tmp_path, hub.endpoint, "--num_shards", "2").returncode == 0
+    assert dict(hub.downloads()) == {"shard_00001.parquet": 1}
+    assert (directory / "shard_00001.parquet").read_bytes() == hub.files["shard_00001.parquet"]
+
+
+def test_a_killed_download_goes_on(hub: Hub, tmp_path: Path) -> None:
+    hub.files[VAL] = parquet(*(f"document {number} of many words" for number in range(200)))
+    hub.faults = {VAL: ["stalled"]}
+    places = {"NANOCHAT_BASE_DIR": str(tmp_path / "base"), "HF_HOME": str(tmp_path / "hf"), "HF_ENDPOINT": hub.endpoint}
+    command = [sys.executable, "-m", "scripts.dataset", "--num_shards", "1", "--num_workers", "1"]
+    with subprocess.Popen(command, env={**os.environ, **places, "HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1"}) as process:
+        while not (begun := list((tmp_path / "base").glob("data/climbmix/.*.part"))) or not begun[0].stat().st_size:
+            time.sleep(0.01)
+        process.kill()
+    assert shards(tmp_path) == []
+    assert dataset(tmp_path, hub.endpoint, "--num_shards", "1").returncode == 0
+    assert hub.ranges[1].startswith("bytes=")
+    assert (tmp_path / "base/data/climbmix" / VAL).read_bytes() == hub.files[VAL]
+    assert list((tmp_path / "base").glob("data/climbmix/.*")) == []

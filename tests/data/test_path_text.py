@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
+from nanochat.common.errors import UserError
 from nanochat.data import path_text
 from nanochat.data.path_text import HeldOut
 from nanochat.data.sources import source_of
@@ -191,3 +192,19 @@ def test_copies_of_a_document_are_not_split_between_training_and_validation() ->
     held_out = HeldOut(share=0.3)
     given = {text for i in range(3000) for text in held_out.offer(f"document {i % 100}")}
     assert given.isdisjoint(held_out.texts())
+
+
+def test_a_flipped_bit_makes_the_shards_again(tmp_path: Path) -> None:
+    for number in range(5):
+        (tmp_path / f"mine/{number}.txt").write_text(f"text number {number} " * 50)
+    assert dataset(tmp_path / "mine").returncode == 0
+    (shard,) = shards_of(tmp_path / "mine").train
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
+    with pytest.raises(UserError, match=f"{shard.name}: its checksum is not .*scripts.dataset --data path:.* which makes it again"):
+        texts_of(shard)
+    again = dataset(tmp_path / "mine")
+    assert again.returncode == 0
+    assert f"warning: {shard}: its checksum" in again.stderr
+    assert shard.read_bytes() == whole
+    assert "already there" in dataset(tmp_path / "mine").stdout

@@ -181,3 +181,17 @@ def test_the_running_interpreter_has_enough(tmp_path: Path) -> None:
         texts = texts_of(path)
         assert 1_100_000 <= sum(len(text.encode()) for text in texts) < 1_200_001
         assert max(len(text.encode()) for text in texts) <= 100_000
+
+
+def test_a_flipped_bit_makes_that_shard_again(roots: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    shards = make(roots, 2)
+    whole = {path: path.read_bytes() for path in [*shards.train, shards.val]}
+    damaged = shards.train[1]
+    damaged.write_bytes(whole[damaged][:300] + bytes([whole[damaged][300] ^ 1]) + whole[damaged][301:])
+    assert not python_text.is_there(2)
+    unchanged = {path: path.stat().st_mtime_ns for path in whole if path != damaged}
+    make(roots, 2)
+    assert f"warning: {damaged}: its checksum" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in whole} == whole
+    assert {path: path.stat().st_mtime_ns for path in unchanged} == unchanged
+    assert python_text.is_there(2)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.distributed.device_mesh import init_device_mesh
 
+from nanochat.common.checksums import CHECKSUMS_FILE
 from nanochat.common.errors import UserError
 from nanochat.model.config import GPTConfig
 from nanochat.model.directory import INDEX_FILE, WEIGHTS_FILE, load_model, save_model, weight_files
@@ -150,13 +151,38 @@ BREAKS = {
 @pytest.mark.parametrize("what", BREAKS)
 def test_a_broken_directory_is_one_clear_error(in_several: Path, what: str) -> None:
     break_it, words = BREAKS[what]
+    (in_several / CHECKSUMS_FILE).unlink()  # as in a model from elsewhere
     break_it(in_several)
     with pytest.raises(UserError) as error:
         load_model(in_several, CPU)
     assert all(word in str(error.value) for word in words), error.value
 
 
+def flip(path: Path, at: int) -> bytes:
+    """Flip a bit of a file; what it was."""
+    whole = path.read_bytes()
+    path.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
+    return whole
+
+
+@pytest.mark.parametrize("name", ["model-00001-of-00008.safetensors", "config.json", "tokenizer.json", "ranks.tiktoken"])
+def test_a_flipped_bit_is_found_and_named(in_several: Path, name: str) -> None:
+    load_model(in_several, CPU)
+    whole = flip(in_several / name, 20)
+    with pytest.raises(UserError, match=rf"{name} is missing or damaged .*copy or fetch the model again|config.json is damaged"):
+        load_model(in_several, CPU)
+    (in_several / name).write_bytes(whole)
+    load_model(in_several, CPU)
+
+
+def test_what_a_person_edits_is_not_damaged(in_several: Path) -> None:
+    for name in ("README.md", "generation_config.json", "chat_template.jinja"):
+        (in_several / name).write_text("{}")
+    load_model(in_several, CPU)
+
+
 def test_weights_of_another_shape_are_named(in_several: Path) -> None:
+    (in_several / CHECKSUMS_FILE).unlink()
     config = json.loads((in_several / "config.json").read_text())
     (in_several / "config.json").write_text(json.dumps(config | {"intermediate_size": 384}))
     with pytest.raises(UserError, match=r"fc1.weight has shape \(512, 128\), config.json says \(384, 128\)"):

@@ -10,7 +10,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from nanochat.common.console import is_terminal
+from nanochat.common import hub
+from nanochat.common.console import is_terminal, warn
+from nanochat.common.download import WRONG_CONTENTS
 from nanochat.common.errors import UserError
 from nanochat.evals.tasks.task import TaskUnavailable
 from nanochat.tokenizer.conversation import Conversation, check_conversation
@@ -72,7 +74,7 @@ class HubDataset:
             os.environ["HF_HUB_OFFLINE"] = "1"  # what was fetched before is found, and nothing waits for the network
         with _quiet_datasets() as datasets:
             try:
-                return datasets.load_dataset(self.id, self.config, split=self.split)
+                return self._verified(datasets)
             except datasets.exceptions.DatasetNotFoundError as error:
                 raise UserError(f"{_endpoint()} has no dataset {self.id}, or does not let you read it: {_reason(error)}") from None
             except (ConnectionError, FileNotFoundError, OSError) as error:
@@ -84,6 +86,18 @@ class HubDataset:
                 if hub_answers():
                     raise UserError(f"{self.where}: {_reason(error)}") from None
                 raise TaskUnavailable(f"{self.id} is not in the cache of datasets, and {_endpoint()} does not answer") from None
+
+    def _verified(self, datasets: Any) -> Any:
+        """The rows, made of files that are those that the hub publishes; one that is not is removed and fetched again."""
+        for attempt in range(WRONG_CONTENTS):
+            mode = "force_redownload" if attempt else None  # else the rows that were made of the wrong file are taken again
+            rows = datasets.load_dataset(self.id, self.config, split=self.split, download_mode=mode)
+            if not (wrong := hub.wrong_in_cache(hub.cached_files(self.id))):
+                return rows
+            for path in wrong:
+                warn(f"{path} is not what the hub publishes: it is fetched again")
+                hub.forget(path)
+        raise TaskUnavailable(f"{self.id}: {wrong[0].name} arrived wrong {WRONG_CONTENTS} times from {_endpoint()}")
 
 
 class HubExamples:

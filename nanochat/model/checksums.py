@@ -1,0 +1,38 @@
+"""What a model directory was written as: digests of its files, and one of all its weights, by which evaluations name what they measured."""
+
+import hashlib
+from pathlib import Path
+
+from nanochat.common.checksums import CHECKSUMS_FILE, read_checksums, write_checksums, wrong_files
+from nanochat.common.errors import UserError
+from nanochat.common.files import sha256_file
+
+OPEN_TO_CHANGE = {"README.md", "generation_config.json", "chat_template.jinja", CHECKSUMS_FILE}
+"""Files that a person may edit, which makes them not damaged."""
+
+
+def seal_model(directory: Path) -> None:
+    """Write `checksums.json` for a model directory that is finished."""
+    files = [path for path in directory.iterdir() if path.is_file() and path.name not in OPEN_TO_CHANGE]
+    checksums = {path.name: sha256_file(path) for path in files}
+    write_checksums(directory, checksums, weights=_of_weights(checksums))
+
+
+def weights_digest(directory: Path) -> str:
+    """One digest of all weights of a model directory; empty where it has no checksums."""
+    return _of_weights(read_checksums(directory))
+
+
+def verify_model(directory: Path) -> None:
+    """Raise UserError, naming the file, when a file of a model is not as it was written. Without `checksums.json` nothing is known."""
+    for name, reason in wrong_files(directory, read_checksums(directory)).items():
+        checkpoints = directory.parent / "checkpoints"
+        remedy = "copy or fetch the model again"
+        if directory.name == "model" and checkpoints.is_dir():
+            remedy = f"remove {directory} and give the training command again, which writes it again from {checkpoints}"
+        raise UserError(f"{directory / name} is missing or damaged ({reason}): {remedy}")
+
+
+def _of_weights(checksums: dict[str, str]) -> str:
+    weights = [f"{name} {digest}\n" for name, digest in sorted(checksums.items()) if name.endswith(".safetensors")]
+    return hashlib.sha256("".join(weights).encode()).hexdigest() if weights else ""
