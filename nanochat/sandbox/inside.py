@@ -52,7 +52,7 @@ def see_only(readable: list[str], packages: str) -> None:
 
 
 def forbid(instructions: bytes) -> None:
-    """By seccomp: the system calls of the filter fail from now on, for good."""
+    """By seccomp: no system call but those that the filter lets through, from now on and for good."""
     libc = ctypes.CDLL(None, use_errno=True)
     filter = Filter(len(instructions) // 8, instructions)
     if libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) or libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(filter), 0, 0):
@@ -78,7 +78,7 @@ def main() -> None:
     orders = json.loads(sys.stdin.buffer.readline())
     die_with(orders["parent"])
     program = sys.stdin.buffer.read().decode()
-    sys.stdin.close()
+    os.close(sys.stdin.fileno())
     limit(orders["cpu_s"], orders["memory_bytes"], orders["output_bytes"])
     if orders["readable"]:
         see_only(orders["readable"], orders["packages"])

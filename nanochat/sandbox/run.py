@@ -19,6 +19,7 @@ from typing import IO, Literal
 
 from nanochat.common.console import warn
 from nanochat.common.errors import UserError
+from nanochat.sandbox import system_calls
 
 Mechanism = Literal["bubblewrap", "namespaces", "landlock", "unsafe"]
 Status = Literal["passed", "failed", "timeout", "killed"]
@@ -26,26 +27,6 @@ Status = Literal["passed", "failed", "timeout", "killed"]
 INSIDE = Path(__file__).with_name("inside.py")
 MIB = 1 << 20
 LIBRARIES = ("/usr/lib", "/usr/lib64", "/usr/local/lib", "/lib", "/lib64", "/etc/ld.so.cache")
-
-FORBIDDEN_CALLS = (
-    # processes and threads, and what one process can do to another
-    "fork vfork clone clone3 execve execveat kill tkill tgkill rt_sigqueueinfo rt_tgsigqueueinfo ptrace process_vm_readv process_vm_writev "
-    "pidfd_open pidfd_send_signal pidfd_getfd kcmp process_madvise setns unshare setsid setpgid setpriority sched_setaffinity "
-    "setrlimit prlimit64 personality prctl "
-    # the network and what stands for it
-    "socket socketpair connect bind listen accept accept4 sendto sendmsg sendmmsg io_uring_setup io_uring_enter io_uring_register "
-    # changes to files that Landlock does not see, and shared memory
-    "chmod fchmod fchmodat fchmodat2 chown fchown lchown fchownat truncate truncate64 utime utimes utimensat futimesat setxattr "
-    "lsetxattr fsetxattr removexattr lremovexattr fremovexattr link linkat symlink symlinkat shmget shmat semget msgget mq_open "
-    "open_by_handle_at name_to_handle_at "
-    # the kernel itself
-    "mount umount2 pivot_root chroot move_mount fsopen fsmount open_tree mount_setattr bpf perf_event_open userfaultfd keyctl add_key "
-    "request_key init_module finit_module delete_module kexec_load kexec_file_load reboot swapon swapoff sethostname setdomainname "
-    "settimeofday clock_settime adjtimex clock_adjtime syslog acct quotactl nfsservctl iopl ioperm modify_ldt vhangup lookup_dcookie "
-    "capset setuid setgid setreuid setregid setresuid setresgid setgroups setfsuid setfsgid"
-)
-# setxattrat, removexattrat, open_tree_attr, file_setattr: libseccomp may not know them yet, and they are the same everywhere
-FORBIDDEN_NUMBERS = (463, 466, 467, 469)
 
 
 class SandboxUnavailable(UserError):
@@ -101,7 +82,7 @@ def run_python(
         "output_bytes": output_bytes,
         "readable": _readable() if mechanism in ("namespaces", "landlock") else [],
         "packages": _packages() if mechanism in ("namespaces", "landlock") else "",
-        "filter": "" if mechanism == "unsafe" else _filter().hex(),
+        "filter": "" if mechanism == "unsafe" else system_calls.bpf().hex(),
     }
     payload = json.dumps(orders).encode() + b"\n" + program.encode("utf-8", "replace")
     started = time.perf_counter()
@@ -121,8 +102,6 @@ def run_python(
             process.communicate(payload, timeout=timeout_s)
         except subprocess.TimeoutExpired:
             timed_out = True
-        except BrokenPipeError:
-            process.wait()
         finally:
             _end(process)
         texts = [_head(file, output_bytes) for file in (out, err)]
@@ -185,28 +164,11 @@ def _prefix(mechanism: Mechanism) -> list[str]:
 
 
 @functools.cache
-def _filter() -> bytes:
-    """The system-call filter as BPF instructions: what is forbidden fails with EPERM; other architectures' calls kill."""
-    import pyseccomp
-
-    rules = pyseccomp.SyscallFilter(pyseccomp.ALLOW)
-    for call in (*FORBIDDEN_CALLS.split(), *FORBIDDEN_NUMBERS):
-        try:
-            rules.add_rule(pyseccomp.ERRNO(1), call)
-        except (OSError, ValueError):  # a call that this architecture or libseccomp does not have
-            continue
-    with tempfile.TemporaryFile() as file:
-        rules.export_bpf(file)
-        file.seek(0)
-        return file.read()
-
-
-@functools.cache
 def available() -> Mechanism | None:
     """The best cage that works here, found out by trying once; None where none does.
 
     Bubblewrap gives the program a file system and namespaces of its own. Without it Landlock hides the files, in namespaces where
-    these are allowed; in both cases seccomp forbids processes, signals and the network.
+    these are allowed; in both cases seccomp leaves only the system calls that computing needs.
     """
     return next((mechanism for mechanism in mechanisms() if _works(mechanism)), None)
 
@@ -216,7 +178,7 @@ def mechanisms() -> Sequence[Mechanism]:
     if sys.platform != "linux":
         return ()
     try:
-        _filter()
+        system_calls.bpf()
     except (ImportError, RuntimeError, OSError, AttributeError):  # no libseccomp
         return ()
     found: list[Mechanism] = ["bubblewrap"] if shutil.which("bwrap") else []
