@@ -48,7 +48,7 @@ def server_time_s(address: str) -> float:
 
 
 def _now() -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(time.time()))
 
 
 def _span(seconds: float) -> str:
