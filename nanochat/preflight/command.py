@@ -14,9 +14,7 @@ from nanochat.preflight.settings import PreflightSettings
 from nanochat.tune.children import Broke, run
 
 CHECKS = ("GPUs", "speed", "disk", "limits", "hub", "wandb", "clock", "ports", "versions")
-CHECK_S = 30.0
-SPEED_S = 42.0
-REPORT_S = 50.0  # after the start, that another node's report is waited for
+LATER_S = 6.0  # that another node may begin later
 OF_THE_JOB = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 COLOURS = {GREEN: "green", YELLOW: "yellow", RED: "bold red"}
 
@@ -33,7 +31,7 @@ def preflight(settings: PreflightSettings) -> None:
         return
     report = look_over(settings)
     if int(os.environ.get("GROUP_WORLD_SIZE", "1")) > 1:
-        findings, verdict = _with_others(report, began)
+        findings, verdict = _with_others(report, began + settings.seconds + LATER_S)
     else:
         findings = _findings(report)
         verdict = worst(finding.status for finding in findings)
@@ -51,7 +49,7 @@ def look_over(settings: PreflightSettings) -> dict[str, Any]:
 
     def check(name: str) -> dict[str, Any]:
         try:
-            return run(["-m", "nanochat.preflight.one", name, request], SPEED_S if name == "speed" else CHECK_S, own)
+            return run(["-m", "nanochat.preflight.one", name, request], settings.seconds, own)
         except Broke as broke:
             finding = Finding(name, YELLOW, f"could not be looked at: {broke}", rank=int(own.get("RANK", "0")))
             return {"findings": [finding.to_json()]}
@@ -73,17 +71,17 @@ def _findings(*reports: dict[str, Any]) -> list[Finding]:
     return found + judge([each for report in reports for each in report["figures"]])
 
 
-def _with_others(report: dict[str, Any], began: float) -> tuple[list[Finding], str]:
-    """On the first node the findings of all; everywhere the verdict."""
+def _with_others(report: dict[str, Any], ends: float) -> tuple[list[Finding], str]:
+    """On the first node the findings of all; everywhere the verdict. `ends`: until when others are waited for, by time.monotonic()."""
     from nanochat.preflight.nodes import Nodes
 
     rank = int(os.environ["RANK"])
     report["findings"] = [each | {"rank": each["rank"] or rank} for each in report["findings"]]
     try:
         nodes = Nodes()
-        reports = nodes.gather(report, max(1.0, began + REPORT_S - time.monotonic()))
+        reports = nodes.gather(report, max(1.0, ends - time.monotonic()))
         findings = _findings(*reports)
-        return findings, nodes.agree(worst(finding.status for finding in findings), REPORT_S)
+        return findings, nodes.agree(worst(finding.status for finding in findings), max(1.0, ends + LATER_S - time.monotonic()))
     except RuntimeError as error:
         return [Finding("nodes", RED, str(error).splitlines()[0], "see that every node reaches MASTER_ADDR", rank)], RED
 

@@ -11,6 +11,8 @@ from nanochat.plan.hardware import parse_gpus
 from nanochat.plan.settings import DEFAULT_DEPTH, OFF, PlanSettings
 from nanochat.plan.this_machine import this_machine
 
+LEAST_S = 5
+
 
 @dataclass(frozen=True)
 class PreflightSettings:
@@ -43,6 +45,8 @@ class PreflightSettings:
     """Nodes."""
     data: str = "climbmix"
     """Text to train on, as base_train names it."""
+    seconds: float = 45
+    """After which what has not answered is left; on several nodes, and to end, a few more pass."""
     json: bool = False
     """Print JSON: verdict, and findings of name, status, value, advice and rank."""
 
@@ -51,6 +55,8 @@ class PreflightSettings:
         for name in ("nproc_per_node", "save_every"):
             if getattr(self, name) < 1 and getattr(self, name) != OFF:
                 raise UserError(f"--{name}={getattr(self, name)}: must be 1 or more, or -1")
+        if not LEAST_S <= self.seconds < float("inf"):
+            raise UserError(f"--seconds={self.seconds}: must be {LEAST_S} or more")
         self._plan_settings().validate()
 
     @property

@@ -17,7 +17,7 @@ from nanochat.preflight.settings import PreflightSettings
 from nanochat.tune.children import Broke, run
 
 MEASURE = "nanochat.preflight.measure"
-MEASURE_S = 38.0
+TELL_S = 4.0  # that it takes to tell where ranks hang
 FAIR, POOR = 0.9, 0.5  # of the median of its like
 PRODUCT_OF_PEAK = 0.4  # of the data sheet's peak, which no product reaches
 LINK_OF_PEAK = 0.25
@@ -26,12 +26,12 @@ PAIR_FAIR = 0.7
 Figures = dict[str, Any]
 
 
-def measure(settings: PreflightSettings, seconds: float = MEASURE_S) -> list[Figures]:
+def measure(settings: PreflightSettings) -> list[Figures]:
     """What the ranks of this node have measured, as measure.py writes it; `error` says how one failed.
 
     Under a launcher the ranks are those of the whole job, which measure together: every node calls this at the same time.
     """
-    count, environ = settings.node().count, os.environ
+    count, seconds, environ = settings.node().count, settings.seconds - TELL_S, os.environ
     first = int(environ.get("RANK", "0"))
     shared = {"WORLD_SIZE": environ.get("WORLD_SIZE", str(count)), "GROUP_RANK": environ.get("GROUP_RANK", "0")}
     shared |= {"LOCAL_WORLD_SIZE": str(count)}

@@ -95,10 +95,10 @@ def test_every_pair_of_the_ring_has_its_round(ranks: int) -> None:
     assert sorted(pair for pairs in made for pair in pairs) == sorted(ring)
 
 
-def measured(machine: Machine, monkeypatch: pytest.MonkeyPatch, ranks: int, seconds: float = 60) -> list[dict[str, Any]]:
+def measured(machine: Machine, monkeypatch: pytest.MonkeyPatch, ranks: int, seconds: float = 240) -> list[dict[str, Any]]:
     machine(says="No devices were found", status=6)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    return speed.measure(PreflightSettings(nproc_per_node=ranks), seconds)
+    return speed.measure(PreflightSettings(nproc_per_node=ranks, seconds=seconds + speed.TELL_S))
 
 
 def test_three_ranks_measure_together(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:

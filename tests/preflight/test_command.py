@@ -1,0 +1,142 @@
+"""`scripts.preflight` from outside: its table, its JSON, its end; checks that hang or break; two nodes."""
+
+import json
+import os
+import resource
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from nanochat.preflight import command
+from nanochat.preflight.check import GREEN, RED, YELLOW, worst
+from nanochat.preflight.command import look_over, preflight
+from nanochat.preflight.settings import PreflightSettings
+from tests.conftest import ROOT, World, wrong_request
+from tests.preflight.nvidia import Machine
+
+SMALL = ("--depth=2", "--vocab_size=700", "--max_seq_len=64", "--num_iterations=10", "--data=python", "--seconds=240")
+NAMES = ["GPUs", "disk", "disk speed", "memory", "open files", "shared memory", "hub", "clock", "ports", "versions", "speed", "links"]
+
+
+@pytest.fixture
+def here(machine: Machine, tmp_path: Path) -> World:
+    """This machine as if it had no GPU, with a base directory of its own."""
+    machine(says="No devices were found", status=6)
+    return World(tmp_path / "base")
+
+
+def test_two_ranks_on_a_cpu_are_looked_over(here: World) -> None:
+    finished = here.run("scripts.preflight", *SMALL, "--nproc_per_node=2", "--json")
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    told = json.loads(finished.stdout)
+    assert [each["name"] for each in told["findings"]] == NAMES
+    assert all(set(each) == {"name", "status", "value", "advice", "rank"} for each in told["findings"])
+    assert told["verdict"] == worst(each["status"] for each in told["findings"]) != RED
+
+
+def test_what_is_red_ends_it_with_one_line(here: World) -> None:
+    finished = here.run("scripts.preflight", "--depth=400", *SMALL[1:])
+    wrong_request(finished, "preflight: disk: ", "GB free, and this run needs", "memory: ")
+    lines = finished.stdout.splitlines()
+    assert lines[-1].startswith("verdict: red (disk, memory")
+    assert sum(line.startswith("red ") for line in lines) == 2
+    assert len(lines) == len(NAMES)  # a line each; no links, but the verdict
+
+
+def test_yellow_warns_and_goes_on(here: World) -> None:
+    soft, hard = 512, resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    arguments = here.arguments("scripts.preflight", *SMALL)
+    finished = subprocess.run(
+        arguments,
+        cwd=ROOT,
+        env=here.environment(),
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard)),
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert "verdict: yellow (open files" in finished.stdout
+    assert finished.stderr == ""
+
+
+def test_a_wrong_flag_is_told_before_anything_is_looked_at(here: World) -> None:
+    wrong_request(here.run("scripts.preflight", "--nodes=0"), "--nodes=0")
+    wrong_request(here.run("scripts.preflight", "--depht=3"), "depht")
+
+
+def test_checks_that_hang_are_ended_and_yellow(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine([{}], hangs=600)
+    monkeypatch.setattr(command, "CHECKS", ("GPUs", "disk", "ports"))
+    report = look_over(PreflightSettings(depth=2, seconds=5))
+    assert [(each["name"], each["status"]) for each in report["findings"]] == [("GPUs", YELLOW), ("disk", YELLOW), ("ports", GREEN)]
+    assert report["findings"][0]["value"] == "could not be looked at: not done after 5 s"
+    assert not [each for each in psutil.Process().children(recursive=True) if "nanochat.preflight" in " ".join(each.cmdline())]
+
+
+def test_a_check_that_breaks_is_yellow_with_what_it_said(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine([{"index": "0", "memory.total": "81559", "memory.free": "81000"}])
+    monkeypatch.setattr(command, "CHECKS", ("disk", "ports"))
+    preflight(PreflightSettings(depth=2, total_batch_size=2049))  # a batch that no plan can have
+    said = capsys.readouterr().out
+    assert "yellow  disk   could not be looked at: " in said
+    assert said.endswith("verdict: yellow (disk)\n")
+
+
+def start_node(here: World, port: int, node: int, nproc: int, files: int) -> "subprocess.Popen[str]":
+    arguments = [sys.executable, "-m", "scripts.launch", "--nnodes=2", f"--node_rank={node}", f"--nproc_per_node={nproc}"]
+    arguments += ["--master_addr=127.0.0.1", f"--master_port={port}", "-m", "scripts.preflight", "--", *SMALL, "--nodes=2"]
+    arguments += [f"--nproc_per_node={nproc}", "--json"]
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    return subprocess.Popen(
+        arguments,
+        cwd=ROOT,
+        env=here.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard)),
+    )
+
+
+@pytest.mark.parametrize(("nproc", "files", "verdict"), [(2, 4096, GREEN), (1, 200, RED)])
+def test_two_nodes_report_to_the_first_and_end_alike(here: World, nproc: int, files: int, verdict: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    started = [start_node(here, port, 0, nproc, 4096), start_node(here, port, 1, nproc, files)]
+    (first, errors), (second, others) = [process.communicate(timeout=300) for process in started]
+    assert [process.returncode for process in started] == ([2, 2] if verdict == RED else [0, 0]), errors + others
+    told = json.loads(first)
+    findings = {each["name"]: each for each in told["findings"]}
+    assert told["verdict"] == verdict, told
+    assert second == ""
+    for node in (0, 1):
+        assert [f"node {node}: {name}" in findings for name in NAMES[:10]] == [True] * 10
+        assert findings[f"node {node}: disk"]["rank"] == nproc * node
+    assert findings["node 1: open files"]["status"] == verdict
+    assert f"of each of {2 * nproc} ranks in an all-reduce over 2 nodes" in findings["links"]["value"]
+    assert errors.count("node 1: open files: 200 a process") == (verdict == RED)
+
+
+def test_it_is_ended_with_all_that_it_started(here: World) -> None:
+    process = subprocess.Popen(
+        here.arguments("scripts.preflight", *SMALL, "--nproc_per_node=2"),
+        cwd=ROOT,
+        env=here.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    children: list[psutil.Process] = []
+    while len(children) < 5:
+        assert process.poll() is None
+        children = psutil.Process(process.pid).children(recursive=True)
+    os.kill(process.pid, 15)
+    process.wait(10)
+    gone, alive = psutil.wait_procs(children, timeout=20)
+    assert not alive
+    assert len(gone) >= 5
