@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from nanochat.common.errors import Stopped, UserError
+from nanochat.common.files import full_disk
 from nanochat.common.processes import die_with_starter
 from nanochat.common.secrets import hide_in_output, remember_secrets
 
@@ -50,18 +51,25 @@ def command(settings_class: type[S], function: Callable[[S], None]) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            fail(f"the disk is full{_at(error)}: make room (what was complete is still there), then give the same command again")
+        _fail_where_full(error)
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             fail(f"not allowed{_at(error)} ({error.strerror}): change its permissions, or set NANOCHAT_BASE_DIR to another directory")
         if _is_one_of_several():
             leave_alone(traceback.format_exc(), 1)
         raise
-    except Exception:
+    except Exception as error:
+        _fail_where_full(error)
         if _is_one_of_several():
             leave_alone(traceback.format_exc(), 1)
         raise
     sys.exit(0)
+
+
+def _fail_where_full(error: BaseException) -> None:
+    if full := full_disk(error):
+        fail(
+            f"the disk is full{_at(full)} ({full.strerror}): make room (what was complete is still there), then give the same command again"
+        )
 
 
 def _is_one_of_several() -> bool:
@@ -93,7 +101,8 @@ def leave_alone(message: str, status: int) -> NoReturn:
 
 
 def _at(error: OSError) -> str:
-    return f" at {error.filename}" if error.filename else ""
+    place = error.filename2 or error.filename  # of two the second one was written
+    return f" at {place}" if place else ""
 
 
 def parse(settings_class: type[S], args: list[str]) -> S:

@@ -1,6 +1,7 @@
 """Files that are complete or absent: written aside, flushed to disk, then renamed."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -26,7 +27,8 @@ def fsync_path(path: Path) -> None:
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a path beside `path` to write a file or a directory at; it takes the name `path` only when all went well.
 
-    A directory that already stands at `path` is replaced. After an error nothing is left behind.
+    A directory that already stands at `path` is replaced. After an error nothing is left behind; an OSError names `path` where it
+    named no file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -34,6 +36,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
     try:
         yield aside
         publish(aside, path)
+    except OSError as error:
+        if error.errno and error.filename is None:
+            error.filename = str(path)
+        raise
     finally:
         remove(aside)
 
@@ -79,6 +85,32 @@ def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically."""
     with atomic_path(path) as aside:
         aside.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a file, wholly or, where the disk refuses it, not at all."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        size, data = os.fstat(descriptor).st_size, (line + "\n").encode()
+        try:
+            while data:
+                data = data[os.write(descriptor, data) :]
+        except OSError as error:
+            os.ftruncate(descriptor, size)
+            error.filename = str(path)
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def full_disk(error: BaseException) -> OSError | None:
+    """What says that a disk, or what a user may have of it, is full: the error itself, or what it came of."""
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, OSError) and link.errno in (errno.ENOSPC, errno.EDQUOT):
+            return link
+        link = link.__cause__ or link.__context__
+    return None
 
 
 def read_json(path: Path) -> Any:

@@ -95,7 +95,10 @@ def _copy(s: ExportSettings, aside: Path) -> None:
     load_config(directory)
     verify_model(directory)
     card = released_card(directory, s.license)
-    shutil.copytree(directory, aside)
+    aside.mkdir()
+    for path in directory.iterdir():
+        if path.is_file():
+            shutil.copyfile(path, aside / path.name)
     (aside / "README.md").write_text(card, encoding="utf-8")
 
 

@@ -8,6 +8,7 @@ from nanochat.common import hub
 from nanochat.common.console import is_terminal, say, warn
 from nanochat.common.download import WRONG_CONTENTS
 from nanochat.common.errors import UserError
+from nanochat.common.files import full_disk
 from nanochat.common.paths import named_path
 from nanochat.engine.linear import for_decoding
 from nanochat.model.directory import load_model
@@ -58,6 +59,8 @@ def _from_hub(name: str, revision: str) -> Path:
     except RepositoryNotFoundError:
         raise UserError(f"--model={name}: the hub has no such model, or does not let you read it (HF_TOKEN)") from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        if full_disk(error):
+            raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise UserError(f"--model={name} cannot be fetched: {reason}") from None
     if not (directory / "config.json").is_file():

@@ -12,6 +12,7 @@ import tyro
 
 from nanochat.common.console import say, warn
 from nanochat.common.errors import UserError
+from nanochat.common.files import append_line
 from nanochat.common.paths import named_path
 from nanochat.serve.settings import TalkSettings
 
@@ -116,7 +117,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _log(file: str) -> Any:
-    path, lock = named_path(file), threading.Lock()
+    path, lock, is_kept = named_path(file), threading.Lock(), True
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.open("a").close()
@@ -124,7 +125,14 @@ def _log(file: str) -> Any:
         raise UserError(f"--log_conversations={file}: cannot be written ({error.strerror})") from None
 
     def keep(messages: list[dict[str, Any]]) -> None:
-        with lock, path.open("a", encoding="utf-8") as out:
-            out.write(json.dumps({"messages": messages}, ensure_ascii=False) + "\n")
+        nonlocal is_kept
+        try:
+            with lock:
+                append_line(path, json.dumps({"messages": messages}))
+            is_kept = True
+        except OSError as error:  # who asked gets the answer all the same
+            if is_kept:
+                warn(f"{path} cannot be written ({error.strerror}): conversations are not kept until it can")
+            is_kept = False
 
     return keep

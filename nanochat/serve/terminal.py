@@ -16,6 +16,7 @@ import tyro
 
 from nanochat.common.console import warn
 from nanochat.common.errors import UserError
+from nanochat.common.files import atomic_path
 from nanochat.common.paths import base_dir, named_path
 from nanochat.serve.settings import TalkSettings
 
@@ -156,7 +157,8 @@ class Talk:
             raise UserError("/save FILE writes the conversation down, once something was said")
         path = named_path(file)
         try:
-            path.write_text(json.dumps({"messages": self._whole()}, ensure_ascii=False) + "\n", encoding="utf-8")
+            with atomic_path(path) as aside:
+                aside.write_text(json.dumps({"messages": self._whole()}, ensure_ascii=False) + "\n", encoding="utf-8")
         except OSError as error:
             raise UserError(f"{path} cannot be written ({error.strerror})") from None
         print(f"wrote {path}")

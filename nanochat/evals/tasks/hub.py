@@ -14,6 +14,7 @@ from nanochat.common import hub
 from nanochat.common.console import is_terminal, warn
 from nanochat.common.download import WRONG_CONTENTS
 from nanochat.common.errors import UserError
+from nanochat.common.files import full_disk
 from nanochat.evals.tasks.task import TaskUnavailable
 from nanochat.tokenizer.conversation import Conversation, check_conversation
 
@@ -78,6 +79,8 @@ class HubDataset:
             except datasets.exceptions.DatasetNotFoundError as error:
                 raise UserError(f"{_endpoint()} has no dataset {self.id}, or does not let you read it: {_reason(error)}") from None
             except (ConnectionError, FileNotFoundError, OSError) as error:
+                if full_disk(error):
+                    raise
                 reason = _reason(error) if hub_answers() else "it does not answer"
                 raise TaskUnavailable(
                     f"{self.id} cannot be fetched from {_endpoint()} ({reason}); a local copy can be given with --task_dir"
@@ -147,6 +150,8 @@ def _load(files: list[Path]) -> Any:
         try:
             return datasets.load_dataset(builder, data_files=[str(file) for file in files], split="train")
         except Exception as error:  # each reader and each decompressor has errors of its own
+            if full_disk(error):
+                raise
             if len(files) > 1:
                 for file in files:
                     _load([file])
