@@ -42,10 +42,11 @@ DISCARDED = 8  # times the limit of a body that are read and thrown away
 
 
 class Guard:
-    """Asks for the key, limits the size of bodies, adds the headers that keep a browser safe, counts requests."""
+    """Asks for a name of this server and for the key, limits bodies, adds the headers that keep a browser safe, counts requests."""
 
     def __init__(self, app: ASGIApp, server: Server):
         self.app, self.limit, self.meters, self.knows = app, server.limits.body_bytes, server.meters, server.knows
+        self.hosts = server.hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """As ASGI has it."""
@@ -70,6 +71,9 @@ class Guard:
                 self.meters.requests.labels(scope["path"] if known else "other", str(message["status"])).inc()
             await send(message)
 
+        if why := self.hosts.refuse(headers):
+            await JSONResponse(error(why, "invalid_request_error", "misdirected_request"), 421)(scope, receive, guarded)
+            return
         if scope["path"].startswith("/v1/") and not self.knows(headers.get(b"authorization", b"")):
             body = error(NO_KEY, "authentication_error", "invalid_api_key")
             await JSONResponse(body, 401, {"WWW-Authenticate": "Bearer"})(scope, receive, guarded)

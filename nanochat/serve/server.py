@@ -27,6 +27,8 @@ class WebSettings(TalkSettings):
     """Address to listen on; 0.0.0.0 for every one, which others can then reach."""
     port: Annotated[int, tyro.conf.arg(aliases=["-p"])] = 8000
     """Port to listen on."""
+    allowed_hosts: str = ""
+    """Further names by which it is reached, through a proxy say, separated by commas. A server for this machine alone refuses others."""
     api_key: str = ""
     """Key that requests must bring. Default: NANOCHAT_API_KEY, else none."""
     num_gpus: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 1
@@ -67,6 +69,7 @@ def serve(settings: WebSettings) -> None:
     from nanochat.engine.engine import Engine
     from nanochat.model.gpt import GPT
     from nanochat.serve.app import make_app
+    from nanochat.serve.hosts import Hosts, is_loopback
     from nanochat.serve.load import can_compile, open_model
     from nanochat.serve.serving import Limits, Model, Server
     from nanochat.serve.worker import Worker
@@ -89,8 +92,9 @@ def serve(settings: WebSettings) -> None:
     served = Model(name, tokenizer, model.config.max_seq_len, workers, settings.sampling(), settings.max_tokens, int(time.time()))
     limits = Limits(int(settings.max_body_mib * 2**20), settings.max_queue, settings.max_per_client)
     key = settings.api_key or os.environ.get("NANOCHAT_API_KEY", "")  # both of a name that keeps them out of what is printed
-    server = Server(served, limits, key, _log(settings.log_conversations) if settings.log_conversations else None)
-    if settings.host not in ("127.0.0.1", "localhost", "::1") and not key:
+    hosts = Hosts(settings.host, settings.allowed_hosts)
+    server = Server(served, limits, hosts, key, _log(settings.log_conversations) if settings.log_conversations else None)
+    if not is_loopback(settings.host) and not key:
         warn(f"{settings.host} can be reached by others, and no --api_key keeps them out")
 
     class Uvicorn(uvicorn.Server):

@@ -9,6 +9,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from nanochat.engine.sample import Sampling
+from nanochat.serve.hosts import Hosts
 from nanochat.serve.protocol import Wish, error
 from nanochat.serve.worker import Worker
 from nanochat.tokenizer.tokenizer import Tokenizer
@@ -66,9 +67,9 @@ class Meters:
 class Server:
     """A model behind the API."""
 
-    def __init__(self, model: Model, limits: Limits, api_key: str = "", log: Any = None):
-        """log: called with each conversation that was answered; None for not keeping any."""
-        self.model, self.limits, self.api_key, self.log = model, limits, api_key, log
+    def __init__(self, model: Model, limits: Limits, hosts: Hosts, api_key: str = "", log: Any = None):
+        """hosts: the names that it answers to; log: called with each conversation that was answered, None for not keeping any."""
+        self.model, self.limits, self.hosts, self.api_key, self.log = model, limits, hosts, api_key, log
         self.meters = Meters()
         self.draining = False
         self._clients: dict[str, int] = {}

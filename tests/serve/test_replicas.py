@@ -12,6 +12,7 @@ from nanochat.engine.engine import Engine
 from nanochat.engine.sample import Sampling
 from nanochat.model.directory import load_model
 from nanochat.serve.app import make_app
+from nanochat.serve.hosts import Hosts
 from nanochat.serve.serving import Limits, Model, Server
 from nanochat.serve.worker import Worker
 
@@ -38,7 +39,7 @@ def test_the_copy_with_the_least_to_do_is_asked(trained: Path, capfd: pytest.Cap
     model, tokenizer = load_model(trained, torch.device("cpu"))
     workers = [Worker(lambda: Counting(model, tokenizer)) for _ in range(2)]
     served = Model("two", tokenizer, model.config.max_seq_len, workers, Sampling(), 16)
-    app = make_app(Server(served, Limits()))
+    app = make_app(Server(served, Limits(), Hosts("0.0.0.0")))
 
     async def ask(count: int) -> list[int]:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://two") as client:

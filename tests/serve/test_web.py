@@ -240,6 +240,15 @@ def rambling(web: Web, tokens: int = 1000) -> http.client.HTTPConnection:
     return connection
 
 
+def test_a_page_whose_name_has_come_to_mean_this_machine_is_not_answered(web: Web) -> None:
+    for path in ("/", "/v1/models", "/metrics"):
+        status, body, _ = web.ask("GET", path, Host="evil.example")
+        assert (status, body["error"]["code"]) == (421, "misdirected_request")
+    sent = {"messages": YES, "max_tokens": 1}
+    assert web.ask("POST", "/v1/chat/completions", sent, Origin="https://evil.example")[0] == 421
+    assert web.ask("POST", "/v1/chat/completions", sent, Origin=web.url, Host=f"localhost:{web.port}")[0] == 200
+
+
 def test_a_client_that_leaves_frees_its_place(web: Web) -> None:
     some = [rambling(web) for _ in range(4)]
     assert web.metric("nanochat_answers") >= 1
