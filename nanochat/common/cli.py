@@ -29,6 +29,7 @@ def command(settings_class: type[S], function: Callable[[S], None]) -> NoReturn:
 
     0 done, 2 a wrong request (one line on standard error), 75 stopped after saving, 130 interrupted; a bug keeps its traceback.
     """
+    _speak_utf8()
     # Sizes of buffers change with evaluations and checkpoints; segments that grow keep the GPU's allocator from holding torn ones.
     os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     die_with_starter()
@@ -63,6 +64,15 @@ def command(settings_class: type[S], function: Callable[[S], None]) -> NoReturn:
             leave_alone(traceback.format_exc(), 1)
         raise
     sys.exit(0)
+
+
+def _speak_utf8() -> None:
+    """Start again in UTF-8 where the locale knows less: names of files and texts are more than ASCII. Nothing that is printed fails."""
+    if sys.getfilesystemencoding().lower() not in ("utf-8", "utf8") and os.environ.get("PYTHONUTF8") != "1":
+        os.execve(sys.executable, sys.orig_argv, {**os.environ, "PYTHONUTF8": "1"})
+    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace"), (sys.stderr, "backslashreplace")):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=errors)
 
 
 def _fail_where_full(error: BaseException) -> None:

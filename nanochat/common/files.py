@@ -83,8 +83,13 @@ def remove_leftovers(directory: Path) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    try:
+        data = text.encode()
+    except UnicodeEncodeError:  # the name of a file that is no UTF-8
+        data = json.dumps(value, indent=2).encode()
     with atomic_path(path) as aside:
-        aside.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        aside.write_bytes(data + b"\n")
 
 
 def append_line(path: Path, line: str) -> None:

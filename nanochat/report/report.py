@@ -1,7 +1,9 @@
 """report.md: written into the run's directory and into the current one."""
 
 import datetime
+import errno
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -36,10 +38,14 @@ def report(settings: ReportSettings) -> None:
         where = PICTURES if directory == run else str(run / PICTURES)
         try:
             with atomic_path(directory / REPORT_FILE) as aside:
-                aside.write_text(text_of(tag, run, stages, [(f"{where}/{name}", caption) for name, caption in pictures]), encoding="utf-8")
+                aside.write_text(
+                    text_of(tag, run, stages, [(f"{where}/{name}", caption) for name, caption in pictures]),
+                    encoding="utf-8",
+                    errors="replace",
+                )
             say(f"wrote {directory / REPORT_FILE}")
-        except PermissionError:
-            if directory == run:
+        except OSError as error:
+            if directory == run or error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
                 raise
             warn(f"the current directory cannot be written; the report is {run / REPORT_FILE}")
 
@@ -73,7 +79,7 @@ def text_of(tag: str, run: Path, stages: list[StageFiles], pictures: list[tuple[
     parts += ["## Predicted against actual", _made(lambda: sections.predicted(began))]
     if pictures:
         parts.append("## Plots")
-        parts += [f"![{caption}]({quote(path)})" for path, caption in pictures]
+        parts += [f"![{caption}]({quote(os.fsencode(path))})" for path, caption in pictures]
     if stages[0].samples:
         parts += ["## What the base model writes", _made(lambda: sections.samples(stages[0]))]
     spoken = [stage for stage in stages if stage.transcript]
