@@ -77,6 +77,12 @@ else
 fi
 LAUNCH+=(--nproc_per_node="$NPROC_PER_NODE")
 
+source ./stages.sh
+
+# A new node has nothing: what the old one has copied away is brought back first, and what it had finished is not done again.
+if [ -n "${CHECKPOINT_MIRROR:-}" ] && [ ! -d "$RUN/base/model" ] && [ "${NODE_RANK:-0}" = 0 ]; then
+  stage "what the mirror has" python -m scripts.mirror --fetch --model_tag="$TAG" || [ -d "$RUN/base/checkpoints" ]
+fi
 if [ "$REHEARSE" = false ] && [ ! -d "$RUN/base/model" ]; then
   # One line and the end, before anything is fetched, where the GPUs or the disk are too small.
   NEEDED_SHARDS=$(python -m scripts.plan "${TRAIN_FLAGS[@]}" --nodes="${NNODES:-1}" --nproc_per_node="$NPROC_PER_NODE" --data="$DATA" \
@@ -84,8 +90,6 @@ if [ "$REHEARSE" = false ] && [ ! -d "$RUN/base/model" ]; then
   NUM_SHARDS=${NUM_SHARDS:-$NEEDED_SHARDS}
 fi
 NUM_SHARDS=${NUM_SHARDS:-$TOKENIZER_SHARDS} # after base training no more text is wanted
-
-source ./stages.sh
 
 # Whether a stage's result is there, made of the very weights that its model has.
 is_there() {
@@ -129,6 +133,10 @@ is_there rl/chat_eval.json || evaluation "reinforcement learning, evaluated" "${
   -i rl --model_tag="$TAG" ${CHAT_FLAGS[@]+"${CHAT_FLAGS[@]}"}
 TRAINING=false
 stage "report" python -m scripts.report --model_tag="$TAG"
+if [ -n "${CHECKPOINT_MIRROR:-}" ] && [ "${NODE_RANK:-0}" = 0 ]; then
+  stage "the last models and figures, to the mirror" python -m scripts.mirror --model_tag="$TAG" ||
+    echo "warning: the mirror has not taken everything; python -m scripts.mirror --model_tag=$TAG tries it again" >&2
+fi
 
 echo
 echo "done in $((SECONDS / 60)) min $((SECONDS % 60)) s. The models: $RUN/{base,mid,sft,rl}/model (transformers opens them); how it went: cat report.md"

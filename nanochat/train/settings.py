@@ -14,6 +14,11 @@ from nanochat.plan.recompute import Recompute
 OFF = -1
 
 
+def mirror_address(asked: str) -> str:
+    """The address that was asked for, else the environment's CHECKPOINT_MIRROR; empty for none."""
+    return asked or os.environ.get("CHECKPOINT_MIRROR", "")
+
+
 @dataclass(frozen=True)
 class TrainSettings(OptimizerSettings):
     """What every stage has."""
@@ -51,6 +56,9 @@ class TrainSettings(OptimizerSettings):
     """Steps between checkpoints; -1 for only the last."""
     keep_every: int = OFF
     """Steps between checkpoints that are kept for good, besides the last two; -1 for none."""
+    checkpoint_mirror: str = ""
+    """Address off this node, as fsspec knows it (s3://…, gs://…, hf://buckets/…, a path), where each finished checkpoint is copied to,
+    and from where a new node goes on. Default: the environment's CHECKPOINT_MIRROR, else none."""
     max_bad_steps: int = 10
     """Steps in a row with a loss or gradient that is not finite, or explodes, before the run goes back to its last checkpoint."""
     hang_timeout: float = 600
@@ -68,6 +76,11 @@ class TrainSettings(OptimizerSettings):
         """Name of the wandb run; empty for none."""
         name = self.run or os.environ.get("WANDB_RUN", "")
         return "" if name == "dummy" else name
+
+    @property
+    def mirror(self) -> str:
+        """Address of the mirror; empty for none."""
+        return mirror_address(self.checkpoint_mirror)
 
     def check(self) -> None:
         """Raises UserError for a value that no run can have."""

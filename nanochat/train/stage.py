@@ -35,6 +35,8 @@ from nanochat.train.checkpoint import Checkpoints, RunState
 from nanochat.train.diagnosis import diagnose
 from nanochat.train.hang_watch import LONGER, HangWatch
 from nanochat.train.metrics import Metrics
+from nanochat.train.mirror import open_mirror
+from nanochat.train.mirroring import Mirroring
 from nanochat.train.run_directory import StageDirectory
 from nanochat.train.settings import OFF, TrainSettings
 from nanochat.train.source import load_weights
@@ -109,6 +111,8 @@ def already_done(stage: StageDirectory, identity: dict[str, Any], settings: Trai
     Raises UserError when the directory belongs to a run of another identity, and where a step does not split over the ranks.
     """
     same_gpus(r.gather(torch.cuda.get_device_name(r.device) if r.device.type == "cuda" else "CPU"))
+    if settings.mirror:
+        r.from_first(lambda: open_mirror(settings.mirror, stage))
     r.from_first(lambda: stage.settle(identity, asdict(settings)))
     done = r.from_first(stage.model.exists)
     if done:
@@ -190,6 +194,7 @@ def _train(course: Course, r: Ranks, watch: HangWatch) -> None:
         trainer.plan_check = plan_check(plan, r) if trainer.plan_check else None
         return split_of(plan, r)
 
+    mirror = Mirroring(stage.path, s.mirror, s.keep_every) if r.is_first and s.mirror else None
     metrics = Metrics(stage.path, s.wandb_run, state.step) if r.is_first else None
     trainer = Trainer(
         ranks=r,
@@ -202,6 +207,7 @@ def _train(course: Course, r: Ranks, watch: HangWatch) -> None:
         evaluations=course.evaluations(learner),
         checkpoints=checkpoints,
         metrics=metrics,
+        mirror=mirror,
         watch=watch,
         passed=r.from_first(lambda: PassedSamples.read(stage.path / "passed_samples.json")),
         diagnose=lambda batches, split: diagnose(model, batches, split, course.tokenizer, r),
@@ -217,15 +223,18 @@ def _train(course: Course, r: Ranks, watch: HangWatch) -> None:
     )
     try:
         trainer.run(state)
+        watch.alive("saving the model", LONGER)
+        save_model(stage.model, model, course.tokenizer, dtype, course.card(state), r)
+        r.from_first(lambda: make_newest(stage.model))
+        say(f"done: {stage.model}")
+        trainer.await_mirror(state)
     finally:
         alarm.close()
         checkpoints.close()
+        if mirror:
+            mirror.kill()
         if metrics:
             metrics.close()
-    watch.alive("saving the model", LONGER)
-    save_model(stage.model, model, course.tokenizer, dtype, course.card(state), r)
-    r.from_first(lambda: make_newest(stage.model))
-    say(f"done: {stage.model}")
 
 
 def _cpu_text() -> str:

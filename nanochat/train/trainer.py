@@ -26,6 +26,7 @@ from nanochat.train.bad_steps import MOST_ROLLBACKS, WINDOW, PassedSamples, verd
 from nanochat.train.checkpoint import Checkpoints, RunState
 from nanochat.train.hang_watch import LONGER, HangWatch
 from nanochat.train.metrics import Metrics, StepLine
+from nanochat.train.mirroring import Mirroring
 from nanochat.train.plan_check import PlanCheck
 from nanochat.train.step import accumulate_gradients
 from nanochat.train.stopping import StopRequest
@@ -98,6 +99,8 @@ class Trainer:
     update the weights; returns the split to try again with, or does not return."""
     plan_check: PlanCheck | None
     """Holds the first steps against what was predicted; None where nothing was."""
+    mirror: Mirroring | None = None
+    """Copies checkpoints off the node; None on all ranks but the first, and where there is none."""
     stands: Callable[[Path], None] = lambda path: None
     """Called with each checkpoint that stands, on every rank."""
     figures: Callable[[], dict[str, float]] = dict
@@ -308,11 +311,24 @@ class Trainer:
         if path:
             say(f"saved {path}")
             self.stands(path)
+        self._tell(state, self.mirror.alerts() if self.mirror else [])
         return True
+
+    def await_mirror(self, state: RunState) -> None:
+        """Wait until the mirror, where there is one, has what stands, or has been given up. Every rank calls it."""
+        self.watch.alive("the mirror", LONGER)
+        self._tell(state, self.mirror.close() if self.mirror else [])
+        self.ranks.barrier()
+
+    def _tell(self, state: RunState, alerts: list[str]) -> None:
+        for text in alerts:
+            assert self.metrics
+            self.metrics.alert(state.step, text)
 
     def _leave(self, state: RunState, saved: bool) -> None:
         if not saved:
             raise UserError(f"stopped after step {state.step}, but not saved: the same command goes on from the checkpoint before")
+        self.await_mirror(state)
         # At once: the first rank to end has the launcher end the others.
         say(f"stopped after step {state.step} and saved: the same command goes on from there")
         raise Stopped

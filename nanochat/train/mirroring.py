@@ -1,0 +1,152 @@
+"""The process that copies a stage to its mirror while it trains: training neither waits nor dies for an address that fails."""
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from nanochat.common.console import say
+from nanochat.common.errors import UserError
+from nanochat.common.files import remove
+from nanochat.common.processes import die_at_once_with_starter
+from nanochat.train.checkpoint_directory import COPIED_FILE, LATEST_FILE, named
+from nanochat.train.mirror import Mirror, one_line
+
+LOOK_EVERY_S = 1.0
+RETRY_S = (5.0, 15.0, 60.0, 300.0)
+GIVE_UP_S = 60.0
+"""Seconds of failing after which a copy is given up where the stage has ended."""
+
+
+class Mirroring:
+    """Copies what comes to stand of a stage; it ends, at the latest, when this process does. Only the first rank makes one."""
+
+    def __init__(self, stage: Path, url: str, keep_every: int):
+        command = [sys.executable, "-m", __name__, str(stage), url, str(keep_every), str(GIVE_UP_S)]
+        # A session of its own: a signal is training's to answer.
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+        assert self._process.stdout
+        os.set_blocking(self._process.stdout.fileno(), False)
+        self._left, self._alerts = b"", list[str]()
+
+    def alerts(self) -> list[str]:
+        """What somebody should know of, since this was asked last; what went well is said. Returns at once."""
+        assert self._process.stdout
+        with contextlib.suppress(BlockingIOError):
+            while new := os.read(self._process.stdout.fileno(), 65536):
+                self._left += new
+        *lines, self._left = self._left.split(b"\n")
+        for line in lines:
+            kind, text = json.loads(line)
+            if kind == "alert":
+                self._alerts.append(text)
+            else:
+                say(text)
+        alerts, self._alerts = self._alerts, []
+        return alerts
+
+    def close(self) -> list[str]:
+        """Let it copy what has not been copied, as long as the address takes it; returns the last alerts."""
+        assert self._process.stdin
+        self._process.stdin.close()
+        alerts: list[str] = []
+        said = False
+        while self._process.poll() is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(LOOK_EVERY_S)
+            alerts += self.alerts()
+            if not said and self._process.poll() is None:
+                said = True
+                say("waiting for the mirror to have it all; a second signal leaves at once")
+        return [*alerts, *self.alerts()]
+
+    def kill(self) -> None:
+        """End it at once, if it has not ended."""
+        self._process.kill()
+        self._process.wait()
+
+
+def _tell(kind: str, text: str) -> None:
+    with contextlib.suppress(OSError):  # nobody reads it any more
+        os.write(1, (json.dumps([kind, text]) + "\n").encode())
+
+
+def _ended(wait_s: float) -> bool:
+    """Whether training has closed its end, within that time."""
+    return bool(select.select([0], [], [], wait_s)[0])
+
+
+class _Copier:
+    def __init__(self, stage: Path, url: str, keep_every: int, give_up_s: float):
+        self.stage, self.keep_every, self.give_up_s = stage, keep_every, give_up_s
+        self.mirror = Mirror(url, stage.parent)
+        self.copied = ""
+        self.failing_since: float | None = None
+        self.failures = 0
+
+    def newest(self) -> str:
+        """Name of the newest checkpoint that stands; empty where there is none."""
+        return named(self.stage / "checkpoints", LATEST_FILE)
+
+    def copy(self, ended: bool) -> bool:
+        """Copy what is not there yet; whether all went well."""
+        name = self.newest()
+        in_use = self.stage / "checkpoints" / COPIED_FILE
+        try:
+            if name and name != self.copied:
+                in_use.write_text(name, encoding="utf-8")
+                started = time.monotonic()
+                self.mirror.put_checkpoint(self.stage / "checkpoints" / name, self.keep_every)
+                self.copied = name
+                _tell("said", f"copied {name} to {self.mirror.url} in {time.monotonic() - started:.1f} s")
+            if ended:
+                self.mirror.put_models()
+        except Exception as error:
+            if name != self.newest() and not (self.stage / "checkpoints" / name).exists():
+                return True  # a newer one stands, which comes next
+            self._failed(error)
+            return False
+        finally:
+            remove(in_use)
+        if self.failing_since is not None:
+            _tell("said", f"{self.mirror.url} takes copies again")
+        self.failing_since, self.failures = None, 0
+        return True
+
+    def _failed(self, error: Exception) -> None:
+        if self.failing_since is None:
+            self.failing_since = time.monotonic()
+            _tell(
+                "alert",
+                f"the mirror {self.mirror.url} does not take what it is given ({one_line(error)}); training goes on, and it is tried again",
+            )
+        self.failures += 1
+
+    def run(self) -> None:
+        """Copy until training ends, then what is left."""
+        ended = False
+        while not ended:
+            ended = _ended(RETRY_S[min(self.failures, len(RETRY_S)) - 1] if self.failures else LOOK_EVERY_S)
+            if not ended:
+                self.copy(ended=False)
+        deadline = time.monotonic() + self.give_up_s
+        while not self.copy(ended=True):
+            if time.monotonic() > deadline:
+                _tell("alert", f"the mirror {self.mirror.url} lacks the end of {self.stage.parent.name} {self.stage.name}")
+                return
+            time.sleep(RETRY_S[0])
+
+
+if __name__ == "__main__":
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    die_at_once_with_starter()
+    try:
+        _Copier(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4])).run()
+    except UserError as error:
+        _tell("alert", f"{error}; nothing is copied")

@@ -1,0 +1,257 @@
+"""A run's copy off its node: at a path and in an object store, by that store's own client; a new node goes on from it."""
+
+import json
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from nanochat.common.errors import UserError
+from nanochat.train import mirroring
+from nanochat.train.checkpoint_directory import standing
+from nanochat.train.mirror import Mirror
+from nanochat.train.run_directory import StageDirectory
+from tests.conftest import ROOT, TINY, World, wrong_request
+
+FLAGS = (*TINY, "--num_iterations=60", "--save_every=10", "--keep_every=20")
+Put = Callable[[str, bytes], None]
+
+
+class Store:
+    """A mirror's address, and what it holds."""
+
+    def __init__(self, url: str, environment: dict[str, str]):
+        import fsspec
+
+        self.url, self.environment = url, environment
+        endpoint = {"endpoint_url": environment["AWS_ENDPOINT_URL"]} if environment else {}
+        self.fs, self.root = fsspec.core.url_to_fs(url, use_listings_cache=False, **endpoint)
+
+    def files(self) -> set[str]:
+        """All that it holds, below its root."""
+        return {str(each).removeprefix(self.root).lstrip("/") for each in self.fs.find(self.root)}
+
+    def flip(self, name: str) -> None:
+        """Change one byte of a file."""
+        data = bytearray(self.fs.cat_file(f"{self.root}/{name}"))
+        data[len(data) // 2] ^= 1
+        self.fs.pipe_file(f"{self.root}/{name}", bytes(data))
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[dict[str, str]]:
+    """The environment of an S3 client whose store is on this machine, with a bucket named `runs`."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    environment = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "an-id",
+        "AWS_SECRET_ACCESS_KEY": "a-key",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        import fsspec
+
+        fsspec.filesystem("s3", endpoint_url=environment["AWS_ENDPOINT_URL"]).mkdir("runs")
+        yield environment
+    server.stop()
+
+
+@pytest.fixture(params=["path", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    if request.param == "path":
+        return Store(str(tmp_path / "mirror éà"), {})
+    return Store(f"s3://runs/{tmp_path.name}", request.getfixturevalue("s3"))
+
+
+@pytest.fixture(scope="module")
+def unbroken(world: World) -> dict[int, float]:
+    """The losses of a run that nothing disturbs."""
+    finished = world.run("scripts.base_train", *FLAGS, "--model_tag=no-mirror")
+    assert finished.returncode == 0, finished.stderr
+    return world.losses("no-mirror")
+
+
+def start(world: World, tag: str, store: Store, *flags: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        world.arguments("scripts.base_train", *FLAGS, f"--model_tag={tag}", f"--checkpoint_mirror={store.url}", *flags),
+        cwd=ROOT,
+        env=world.environment(**store.environment),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(world: World, tag: str, store: Store, *flags: str) -> "subprocess.CompletedProcess[str]":
+    return world.run("scripts.base_train", *FLAGS, f"--model_tag={tag}", f"--checkpoint_mirror={store.url}", *flags, **store.environment)
+
+
+def until(process: "subprocess.Popen[str]", words: str, times: int = 1) -> None:
+    """Read what a run says, up to the line where it says these words for that many times."""
+    assert process.stdout
+    said = ""
+    for line in process.stdout:
+        said += line
+        if said.count(words) == times:
+            return
+    raise AssertionError(said)
+
+
+def test_a_new_node_goes_on_where_the_old_one_died(world: World, store: Store, unbroken: dict[int, float]) -> None:
+    tag = f"moved-{store.fs.protocol if isinstance(store.fs.protocol, str) else store.fs.protocol[0]}"
+    old = start(world, tag, store)
+    until(old, "copied step_", 2)
+    old.kill()
+    old.communicate()
+    shutil.rmtree(world.base / "runs" / tag)
+
+    new = finish(world, tag, store)
+    assert new.returncode == 0, new.stderr
+    assert f"from {store.url}" in new.stdout
+    assert "the run goes on from there" in new.stdout
+    assert world.losses(tag) == unbroken
+    stage = world.base / "runs" / tag / "base"
+    weights = "base/model/model.safetensors"
+    assert (stage / "model/model.safetensors").read_bytes() == (world.base / "runs/no-mirror" / weights).read_bytes()
+
+    here = {str(path.relative_to(stage)) for path in stage.rglob("*") if path.is_file() and path.name != ".lock"}
+    there = {name.removeprefix(f"{tag}/base/") for name in store.files()}
+    assert {name for name in there if name.startswith("checkpoints/step_") and name.count("/") == 1} == {
+        f"checkpoints/step_{step:08d}.json" for step in (20, 40, 50, 60)
+    }
+    assert {name for name in here if "/" in name} - {"checkpoints/latest"} <= there
+    assert {f"model.files/{name}" for name in here if "/" not in name} <= there
+
+    shutil.rmtree(world.base / "runs" / tag)
+    third = finish(world, tag, store)  # the stage is done: its model is all that is fetched
+    assert third.returncode == 0, third.stderr
+    assert "already done" in third.stdout
+    assert not (stage / "checkpoints").exists()
+    assert (stage / "model/model.safetensors").read_bytes() == (world.base / "runs/no-mirror" / weights).read_bytes()
+
+
+def test_a_run_that_is_stopped_ends_when_the_mirror_has_its_checkpoint(world: World, store: Store) -> None:
+    process = start(world, "asked", store, "--save_every=-1", "--keep_every=-1", "--num_iterations=5000")
+    until(process, "step    1/")
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 75, said
+    (saved,) = (world.base / "runs/asked/base/checkpoints").glob("step_*")
+    assert json.loads(store.fs.cat_file(f"{store.root}/asked/base/checkpoints/latest.json")) == {"checkpoint": saved.name}
+    shutil.rmtree(world.base / "runs/asked")
+
+
+def test_wrong_bytes_there_are_found_and_the_checkpoint_before_is_taken(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = Store(str(tmp_path / "mirror"), {})
+    assert finish(world, "rotten", store).returncode == 0
+    (tmp_path / "mirror/rotten/base/model.json").unlink()
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path / "another node"))
+    stage = StageDirectory("rotten", "base")
+    stage.path.mkdir(parents=True)
+    mirror = Mirror(store.url, stage.path.parent)
+
+    store.flip("rotten/base/checkpoints/step_00000060/__0_0.distcp")
+    (tmp_path / "mirror/rotten/base/checkpoints/latest.json").write_text('{"checkp')
+    mirror.fetch(stage)
+    assert "the checksum of base/checkpoints/step_00000060/__0_0.distcp is not the one it was written with" in capsys.readouterr().err
+    assert list(standing(stage.checkpoints)) == [50]
+    assert (stage.checkpoints / "latest").read_text() == "step_00000050\n"
+
+    shutil.rmtree(stage.path)
+    stage.path.mkdir()
+    for path in (tmp_path / "mirror/rotten/base/checkpoints").glob("step_*/__0_0.distcp"):
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match="none is whole"):
+        mirror.fetch(stage)
+    (tmp_path / "mirror/rotten/base/checkpoints/step_00000020.json").write_text('{"inside": {"../../x": ""}, "beside": {}}')
+    with pytest.raises(UserError, match="none is whole"):
+        mirror.fetch(stage)
+    assert "names files that lie elsewhere" in capsys.readouterr().err
+    assert not standing(stage.checkpoints)
+
+
+def test_a_mirror_that_fails_for_a_while_is_an_alert_and_training_goes_on(world: World, tmp_path: Path, unbroken: dict[int, float]) -> None:
+    store = Store(str(tmp_path / "mirror"), {})
+    run = start(world, "unlucky", store)
+    until(run, "copied step_")
+    shutil.rmtree(tmp_path / "mirror")
+    (tmp_path / "mirror").write_text("a file in its place")
+    until(run, "does not take what it is given")
+    (tmp_path / "mirror").unlink()
+    said, _ = run.communicate(timeout=200)
+    assert run.returncode == 0, said
+    assert "takes copies again" in said
+    rows = [json.loads(line) for line in (world.base / "runs/unlucky/base/metrics.jsonl").read_text().splitlines()]
+    (alert,) = [row["alert"] for row in rows if "alert" in row]
+    assert f"the mirror {store.url} does not take" in alert
+    assert {row["step"]: row["loss"] for row in rows if "loss" in row} == unbroken
+    assert json.loads((tmp_path / "mirror/unlucky/base/checkpoints/latest.json").read_text()) == {"checkpoint": "step_00000060"}
+    assert (tmp_path / "mirror/unlucky/base/model.json").exists()
+
+
+def test_at_the_end_it_is_not_waited_for_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mirroring, "GIVE_UP_S", 1.0)
+    (tmp_path / "runs/d2/base/model").mkdir(parents=True)
+    (tmp_path / "runs/d2/base/model/config.json").write_text("{}")
+    (tmp_path / "mirror").write_text("a file in its place")
+    copying = mirroring.Mirroring(tmp_path / "runs/d2/base", str(tmp_path / "mirror"), -1)
+    failing, lacking = copying.close()
+    assert "does not take what it is given" in failing
+    assert "lacks the end of d2 base" in lacking
+
+
+def test_a_run_is_given_and_fetched_by_hand(world: World, trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "mirror").write_text("a file in its place")
+    mirror = str(tmp_path / "mirror")
+    wrong_request(world.run("scripts.mirror", "--model_tag=trained", f"--checkpoint_mirror={mirror}"), "fails", mirror)
+    wrong_request(world.run("scripts.mirror", "--model_tag=trained"), "no mirror is named")
+    wrong_request(world.run("scripts.mirror", "--model_tag=never", f"--checkpoint_mirror={mirror}"), "there is no run")
+    (tmp_path / "mirror").unlink()
+    given = world.run("scripts.mirror", "--model_tag=trained", CHECKPOINT_MIRROR=mirror)
+    assert given.returncode == 0, given.stderr
+    other = World(tmp_path / "another node")
+    other.base.mkdir()
+    fetched = other.run("scripts.mirror", "--model_tag=trained", "--fetch", CHECKPOINT_MIRROR=mirror)
+    assert fetched.returncode == 0, fetched.stderr
+    for path in trained.iterdir():
+        assert (other.base / "runs/trained/base/model" / path.name).read_bytes() == path.read_bytes()
+    assert other.losses("trained") == world.losses("trained")
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("nowhere://bucket", "Protocol not known: nowhere"),
+        ("gs://bucket/path", "gcsfs"),
+        ("/proc/nowhere", "cannot be used"),
+    ],
+)
+def test_an_address_that_cannot_be_used_is_told_of_before_anything_is_done(world: World, url: str, words: str) -> None:
+    wrong_request(world.run("scripts.base_train", *FLAGS, "--model_tag=wrong", f"--checkpoint_mirror={url}"), url, words)
+
+
+def test_where_a_run_goes_on_the_mirror_may_fail(world: World, tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "mirror"), {})
+    first = start(world, "going", store)
+    until(first, "saved ")
+    first.kill()
+    first.communicate()
+    shutil.rmtree(tmp_path / "mirror", ignore_errors=True)
+    (tmp_path / "mirror").write_text("a file in its place")
+    again = start(world, "going", store)
+    until(again, "the run goes on from what is here")
+    (tmp_path / "mirror").unlink()
+    said, _ = again.communicate(timeout=200)
+    assert again.returncode == 0, said
+    assert (tmp_path / "mirror/going/base/model.json").exists()
