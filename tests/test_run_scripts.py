@@ -132,10 +132,10 @@ def test_the_planner_says_how_many_shards_to_fetch(own: dict[str, str], asked_fo
         (copy / name).symlink_to(ROOT / name)
     (copy / "run3b.sh").write_text((ROOT / "run3b.sh").read_text())
     # It ends where the first stage would begin.
-    stages = "source ./stages.sh"
+    stages = "is_there() {"
     whole = (ROOT / "pipeline.sh").read_text()
     assert stages in whole
-    (copy / "pipeline.sh").write_text(whole.replace(stages, 'echo "shards: $NUM_SHARDS"; exit 0'))
+    (copy / "pipeline.sh").write_text(whole.replace(stages, 'echo "shards: $NUM_SHARDS"; exit 0\n' + stages))
     node = eight("NVIDIA H100 80GB HBM3", 81_559)
     finished = run_script(tmp_path, str(copy / "run3b.sh"), nvidia_smi=node, **own, **with_free_disk(tmp_path, 10_000))
     assert f"shards: {asked_for}\n" in finished.stdout, finished.stderr
