@@ -25,7 +25,7 @@ from nanochat.train.checkpoint_files import (
     STATE_FILE,
     StepReader,
     StepWriter,
-    read_checksums,
+    checksums_of,
     wrong_file,
 )
 from nanochat.train.safe_metadata import load_metadata
@@ -214,7 +214,7 @@ def load_checkpoint_weights(path: Path, tensors: dict[str, Tensor]) -> None:
     Raises UserError when it is not whole, or they are not in it with these shapes.
     """
     try:
-        if wrong := wrong_file(path, read_checksums(path)):
+        if wrong := wrong_file(path, checksums_of(path)):
             raise ValueError(wrong)
         metadata = load_metadata(path)
         saved = {name: m.size for name, m in metadata.state_dict_metadata.items() if isinstance(m, TensorStorageMetadata)}
@@ -251,7 +251,7 @@ def _open(path: Path, shapes: dict[str, torch.Size]) -> tuple[RunState, Metadata
     Raises UserError when its tensors do not have these names and shapes.
     """
     try:
-        checksums = read_checksums(path)
+        checksums = checksums_of(path)
         if wrong := wrong_file(path, {name: checksums[name] for name in (STATE_FILE, METADATA_FILE)}):
             raise ValueError(wrong)
         state = RunState(**read_json(path / STATE_FILE))

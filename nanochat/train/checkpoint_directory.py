@@ -5,7 +5,6 @@ from pathlib import Path
 
 KEEP = 2
 LATEST_FILE = "latest"
-CHECKSUMS_FILE = "checksums.json"
 COPIED_FILE = "copied"
 """Names the checkpoint that a mirror is being given, which is not removed meanwhile."""
 

@@ -14,9 +14,9 @@ from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.futures import Future
 
+from nanochat.common.checksums import CHECKSUMS_FILE, read_checksums, write_checksums
 from nanochat.common.errors import UserError
-from nanochat.common.files import fsync_path, publish, read_json, remove, sha256_file, write_json
-from nanochat.train.checkpoint_directory import CHECKSUMS_FILE
+from nanochat.common.files import fsync_path, publish, remove, sha256_file, write_json
 
 STATE_FILE = "state.json"
 METADATA_FILE = ".metadata"
@@ -47,15 +47,13 @@ def _portable(error: BaseException, path: Path) -> Exception:
     return RuntimeError("".join(traceback.format_exception(error)))
 
 
-def read_checksums(path: Path) -> dict[str, str]:
-    """SHA-256 of every file of a checkpoint but this list itself. Raises FileNotFoundError, ValueError when it cannot be read."""
-    try:
-        found = read_json(path / CHECKSUMS_FILE)
-    except ValueError as error:
-        raise ValueError(f"{CHECKSUMS_FILE} cannot be read: {error}") from None
-    if not isinstance(found, dict) or {STATE_FILE, METADATA_FILE} - found.keys():
+def checksums_of(path: Path) -> dict[str, str]:
+    """SHA-256 of every file of a checkpoint but this list itself. Raises FileNotFoundError, ValueError when it is not a checkpoint's."""
+    path.joinpath(CHECKSUMS_FILE).stat()
+    found = read_checksums(path)
+    if {STATE_FILE, METADATA_FILE} - found.keys():
         raise ValueError(f"{CHECKSUMS_FILE} is not a checkpoint's")
-    return {str(name): str(digest) for name, digest in found.items()}
+    return found
 
 
 def wrong_file(path: Path, checksums: dict[str, str]) -> str:
@@ -120,7 +118,7 @@ class StepWriter(FileSystemWriter):
             super().finish(metadata, [[each for each in result if not isinstance(each, Checksums)] for result in results])
             write_json(self.aside / STATE_FILE, self.state)
             checksums |= {name: sha256_file(self.aside / name) for name in (STATE_FILE, METADATA_FILE)}
-            write_json(self.aside / CHECKSUMS_FILE, dict(sorted(checksums.items())))
+            write_checksums(self.aside, checksums)
             publish(self.aside, self.destination)
             self.published()
         except Exception as error:

@@ -11,10 +11,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+from nanochat.common.checksums import read_checksums
 from nanochat.common.console import say, warn
 from nanochat.common.errors import UserError
-from nanochat.common.files import atomic_path, read_json, sha256_file
-from nanochat.train.checkpoint_directory import CHECKSUMS_FILE, LATEST_FILE, kept_steps, standing
+from nanochat.common.files import atomic_path, sha256_file
+from nanochat.train.checkpoint_directory import LATEST_FILE, kept_steps, standing
 from nanochat.train.run_directory import StageDirectory
 
 TRIES = 3
@@ -94,7 +95,7 @@ class Mirror:
 
     def put_directory(self, path: Path, stage: Path) -> None:
         """Copy a directory of a stage that is complete, and the stage's small files, as far as they are not there as they are now."""
-        known = read_json(path / CHECKSUMS_FILE) if (path / CHECKSUMS_FILE).is_file() else {}
+        known = read_checksums(path)
         inside = {each.name: known.get(each.name) or sha256_file(each) for each in sorted(path.iterdir())}
         small = {
             each.name: each.read_bytes()

@@ -248,7 +248,7 @@ DAMAGES = {
     "garbage of the right length": (lambda path: largest(path).write_bytes(bytes(largest(path).stat().st_size)), "the checksum of __"),
     "a flipped bit": (lambda path: flip(largest(path)), "the checksum of __"),
     "missing checksums": (lambda path: (path / "checksums.json").unlink(), "checksums.json"),
-    "short checksums": (lambda path: truncate(path / "checksums.json"), "checksums.json cannot be read"),
+    "short checksums": (lambda path: truncate(path / "checksums.json"), "checksums.json is not a checkpoint's"),
     "strange checksums": (lambda path: (path / "checksums.json").write_text("{}"), "checksums.json is not a checkpoint's"),
     "missing metadata": (lambda path: (path / ".metadata").unlink(), ".metadata"),
     "short metadata": (lambda path: truncate(path / ".metadata"), ".metadata"),
