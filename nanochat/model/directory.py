@@ -192,6 +192,8 @@ def each_weight(directory: Path, shapes: dict[str, tuple[int, ...]]) -> Iterator
         for name in shapes:
             if not isinstance(weight_map.get(name), str):
                 raise UserError(f"{index} has no tensor {name}, which config.json asks for")
+            if Path(weight_map[name]).name != weight_map[name]:
+                raise UserError(f"{index}: {weight_map[name]!r} is no file of this directory")
             places[name] = weight_map[name]
     for file in dict.fromkeys(places.values()):
         path = directory / file

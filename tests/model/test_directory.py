@@ -137,7 +137,15 @@ def first_part(directory: Path) -> Path:
     return min(directory.glob("model-*.safetensors"))
 
 
+def lead_elsewhere(directory: Path) -> None:
+    part, value = first_part(directory), json.loads((directory / INDEX_FILE).read_text())
+    part.rename(directory.parent / part.name)
+    value["weight_map"] = {name: f"../{file}" if file == part.name else file for name, file in value["weight_map"].items()}
+    edit_index(directory, value)
+
+
 BREAKS = {
+    "a part is elsewhere": (lead_elsewhere, [INDEX_FILE, "is no file of this directory"]),
     "a part is missing": (lambda d: first_part(d).unlink(), ["model-00001-of", "missing or damaged"]),
     "a part is cut off": (lambda d: first_part(d).write_bytes(first_part(d).read_bytes()[:-9]), ["model-00001-of", "missing or damaged"]),
     "a part is another": (lambda d: first_part(d).write_bytes(max(d.glob("model-*.safetensors")).read_bytes()), ["has no tensor"]),

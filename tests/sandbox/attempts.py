@@ -37,7 +37,7 @@ READING = {
     "the victim's directory": "assert os.listdir(f'/proc/{VICTIM}/cwd/')",
     "password file": "open('/etc/passwd')",
     "host names": "open('/etc/hostname')",
-    "the root directory": "assert os.listdir('/tmp')",
+    "the root directory": "assert os.listdir('/var')",
     "own environment in /proc": "open('/proc/self/environ')",
     "own memory in /proc": "open('/proc/self/mem')",
     "own maps": "open('/proc/self/maps')",
