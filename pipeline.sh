@@ -36,6 +36,7 @@ VOCAB_SIZE=65536
 TOKENIZER_SHARDS=8 # 2 billion characters, all that the tokenizer is trained on
 TRAIN_FLAGS=(--depth="$DEPTH" --device_batch_size="$DEVICE_BATCH_SIZE" --total_batch_size="$TOTAL_BATCH_SIZE")
 TUNE_FLAGS=(--depth="$DEPTH" --device_batch_size="$DEVICE_BATCH_SIZE" --total_batch_size=$((TOTAL_BATCH_SIZE / ${NNODES:-1}))) # a node's
+PREFLIGHT_FLAGS=("${TRAIN_FLAGS[@]}")
 LOSS_FLAGS=(--device_batch_size="$DEVICE_BATCH_SIZE")
 CORE_FLAGS=() MID_FLAGS=() SFT_FLAGS=() RL_FLAGS=() CHAT_FLAGS=()
 MADE_HERE=SpellingBee,Arithmetic,WordProblems,Instructions,Identity
@@ -44,6 +45,7 @@ if [ "$REHEARSE" = true ]; then
   TRAIN_FLAGS=(--depth=4 --max_seq_len=512 --device_batch_size=8 --total_batch_size=4096 --num_iterations=100
     --matrix_lr=0.04 --warmdown_ratio=0.5 --eval_every=50 --eval_tokens=65536 --sample_every=100 --save_every=25)
   TUNE_FLAGS=(--depth=4 --vocab_size=4096 --max_seq_len=512 --device_batch_size=8 --total_batch_size=4096 --quick)
+  PREFLIGHT_FLAGS=(--depth=4 --vocab_size=4096 --max_seq_len=512 --device_batch_size=8 --total_batch_size=4096 --num_iterations=100 --save_every=25)
   LOSS_FLAGS=(--device_batch_size=8 --train_tokens=65536)
   CORE_FLAGS=(--bundle=small)
   CHAT_FLAGS=(-a "$MADE_HERE" -x 384)
@@ -79,6 +81,18 @@ LAUNCH+=(--nproc_per_node="$NPROC_PER_NODE")
 
 source ./stages.sh
 
+# Before anything is fetched. What is red stops the run; a rehearsal, which costs nothing, only hears of it.
+if [ -z "${SKIP_PREFLIGHT:-}" ] && [ ! -d "$RUN/rl/model" ]; then
+  PREFLIGHT=(python -m scripts.preflight)
+  [ "${NNODES:-1}" = 1 ] || PREFLIGHT=("${LAUNCH[@]}" -m scripts.preflight --)
+  found=0
+  stage "preflight" "${PREFLIGHT[@]}" "${PREFLIGHT_FLAGS[@]}" --nodes="${NNODES:-1}" --nproc_per_node="$NPROC_PER_NODE" --data="$DATA" || found=$?
+  if [ "$found" = 2 ] && [ "$REHEARSE" = false ]; then
+    echo "nothing was begun; mend what is red, or go on with it: SKIP_PREFLIGHT=1 $AGAIN"
+    exit 2
+  fi
+  [ "$found" = 0 ] || echo "warning: the preflight ended with $found; the run goes on" >&2
+fi
 # A new node has nothing: what the old one has copied away is brought back first, and what it had finished is not done again.
 if [ -n "${CHECKPOINT_MIRROR:-}" ] && [ ! -d "$RUN/base/model" ] && [ "${NODE_RANK:-0}" = 0 ]; then
   stage "what the mirror has" python -m scripts.mirror --fetch --model_tag="$TAG" || [ -d "$RUN/base/checkpoints" ]

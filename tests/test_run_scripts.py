@@ -106,7 +106,8 @@ def with_free_disk(tmp_path: Path, gb: int) -> dict[str, str]:
 
 
 def test_a_disk_that_is_too_small_is_refused_before_anything_is_fetched(tmp_path: Path) -> None:
-    finished = run_script(tmp_path, "run3b.sh", nvidia_smi=eight("NVIDIA H100 80GB HBM3", 81_559), **with_free_disk(tmp_path, 100))
+    node = eight("NVIDIA H100 80GB HBM3", 81_559)
+    finished = run_script(tmp_path, "run3b.sh", nvidia_smi=node, SKIP_PREFLIGHT="1", **with_free_disk(tmp_path, 100))
     assert finished.returncode == 2
     assert finished.stderr.count("\n") == 1
     assert "100.0 GB free, and this run needs 180" in finished.stderr
@@ -116,7 +117,7 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_fetched(tmp_path
 
 def test_a_model_that_does_not_fit_is_refused_before_anything_is_fetched(tmp_path: Path) -> None:
     small = eight("NVIDIA GeForce RTX 3060", 12_288)
-    finished = run_script(tmp_path, "run7b.sh", nvidia_smi=small, **with_free_disk(tmp_path, 10_000))
+    finished = run_script(tmp_path, "run7b.sh", nvidia_smi=small, SKIP_PREFLIGHT="1", **with_free_disk(tmp_path, 10_000))
     assert finished.returncode == 2
     assert finished.stderr.count("\n") == 1
     assert "depth 52 on 8 × NVIDIA GeForce RTX 3060 needs at least" in finished.stderr
@@ -137,7 +138,7 @@ def test_the_planner_says_how_many_shards_to_fetch(own: dict[str, str], asked_fo
     assert stages in whole
     (copy / "pipeline.sh").write_text(whole.replace(stages, 'echo "shards: $NUM_SHARDS"; exit 0\n' + stages))
     node = eight("NVIDIA H100 80GB HBM3", 81_559)
-    finished = run_script(tmp_path, str(copy / "run3b.sh"), nvidia_smi=node, **own, **with_free_disk(tmp_path, 10_000))
+    finished = run_script(tmp_path, str(copy / "run3b.sh"), nvidia_smi=node, SKIP_PREFLIGHT="1", **own, **with_free_disk(tmp_path, 10_000))
     assert f"shards: {asked_for}\n" in finished.stdout, finished.stderr
 
 
@@ -160,11 +161,12 @@ def test_a_real_run_goes_through_every_stage_in_order(script: str, tag: str, bat
     assert finished.returncode == 0, finished.stderr
     commands = [re.search(r".*-m scripts\.(\w+) ?(?:-- )?(.*)", line) for line in log.read_text().splitlines()]
     done = [(found[1], found[2]) for found in commands if found]
-    order = "dataset tune tok_train tok_eval tok_encode base_train base_loss base_eval chat_eval"
+    order = "preflight dataset tune tok_train tok_eval tok_encode base_train base_loss base_eval chat_eval"
     order += " mid_train chat_eval chat_sft chat_eval chat_rl chat_eval report"
-    foreground = [name for at, (name, _) in enumerate(done) if name != "dataset" or at == 0]
+    foreground = [name for at, (name, _) in enumerate(done) if name != "dataset" or at == 1]
     assert " ".join(foreground) == order
     assert f"--total_batch_size={batch}" in dict(done)["base_train"]
+    assert f"--total_batch_size={batch} --nodes=1 --nproc_per_node=8 --data=climbmix" in dict(done)["preflight"]
     for name in ("mid_train", "chat_sft", "chat_rl", "report"):
         assert dict(done)[name] == f"--model_tag={tag}"
     assert [flags.split()[1] for name, flags in done if name == "chat_eval"] == ["base", "mid", "sft", "rl"]
@@ -184,3 +186,47 @@ def test_after_base_training_a_run_goes_on_and_wants_no_more_text(own: dict[str,
     assert sorted((line.split()[-1] for line in lines if "scripts.dataset" in line), key=int) == fetched
     assert "scripts.chat_rl" in lines[-3]
     assert "scripts.report" in lines[-1]
+
+
+STOPPING_PYTHON = """#!/bin/sh
+case "$*" in
+  "- "*) exec {real} "$@" ;;
+  *scripts.plan*) echo 9 ;;
+  *) echo "$*" >> {log} ;;
+esac
+case "$*" in *scripts.preflight*) exit {preflight} ;; *scripts.dataset*) exit 3 ;; esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("flags", "preflight", "status", "fetches"),
+    [((), 2, 2, False), ((), 1, 3, True), ((), 0, 3, True), (("--rehearse",), 2, 3, True)],
+)
+def test_what_is_red_stops_a_run_before_anything_is_fetched(
+    flags: tuple[str, ...], preflight: int, status: int, fetches: bool, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    (tmp_path / "python").write_text(STOPPING_PYTHON.format(real=sys.executable, log=log, preflight=preflight))
+    (tmp_path / "python").chmod(0o755)
+    node = eight("NVIDIA H100 80GB HBM3", 81_559)
+    finished = run_script(tmp_path, "run3b.sh", *flags, nvidia_smi=node)
+    assert finished.returncode == status, finished.stderr
+    assert "scripts.preflight" in log.read_text().splitlines()[0]
+    assert ("scripts.dataset" in log.read_text()) == fetches
+    assert ("SKIP_PREFLIGHT=1 bash run3b.sh" in finished.stdout) == (status == 2)
+    assert (f"warning: the preflight ended with {preflight}" in finished.stderr) == (fetches and preflight != 0)
+    log.unlink()
+    run_script(tmp_path, "run3b.sh", *flags, nvidia_smi=node, SKIP_PREFLIGHT="1")
+    assert "scripts.preflight" not in log.read_text()
+
+
+def test_nodes_look_themselves_over_together(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    (tmp_path / "python").write_text(STOPPING_PYTHON.format(real=sys.executable, log=log, preflight=0))
+    (tmp_path / "python").chmod(0o755)
+    several = {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "10.0.0.1"}
+    run_script(tmp_path, "run3b.sh", nvidia_smi=eight("NVIDIA H100 80GB HBM3", 81_559), **several)
+    first = log.read_text().splitlines()[0]
+    assert first.startswith("-m scripts.launch --nnodes=2 --node_rank=1 --master_addr=10.0.0.1")
+    assert "-m scripts.preflight -- --depth=38" in first
+    assert "--nodes=2 --nproc_per_node=8" in first
