@@ -87,9 +87,9 @@ if [ -z "${SKIP_PREFLIGHT:-}" ] && [ ! -d "$RUN/rl/model" ]; then
   [ "${NNODES:-1}" = 1 ] || PREFLIGHT=("${LAUNCH[@]}" -m scripts.preflight --)
   found=0
   stage "preflight" "${PREFLIGHT[@]}" "${PREFLIGHT_FLAGS[@]}" --nodes="${NNODES:-1}" --nproc_per_node="$NPROC_PER_NODE" --data="$DATA" || found=$?
-  if [ "$found" = 2 ] && [ "$REHEARSE" = false ]; then
+  if [ "$REHEARSE" = false ] && { [ "$found" = 2 ] || { [ "$found" != 0 ] && [ "${NNODES:-1}" != 1 ]; }; }; then
     echo "nothing was begun; mend what is red, or go on with it: SKIP_PREFLIGHT=1 $AGAIN"
-    exit 2
+    exit "$found"
   fi
   [ "$found" = 0 ] || echo "warning: the preflight ended with $found; the run goes on" >&2
 fi

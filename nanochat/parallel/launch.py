@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 
-from torch.distributed import run
+from torch.distributed import DistError, run
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
@@ -41,5 +41,11 @@ def launch(arguments: list[str]) -> int:
             name = signal.Signals(-failure.exitcode).name
             how = f"was killed by {name}" + (" (the kernel does so when memory runs out: see dmesg)" if name == "SIGKILL" else "")
         print(f"error: rank {rank} {how}, and with it the job", file=sys.stderr, flush=True)
+        return 1
+    except DistError as error:
+        why = str(error).splitlines()[0]
+        if "EADDRINUSE" in why:
+            why = f"their port is taken, end what listens there (ss -ltnp) or set MASTER_PORT on every node: {why}"
+        print(f"error: the nodes could not meet: {why}", file=sys.stderr, flush=True)
         return 1
     return 0

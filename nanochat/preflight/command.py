@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from typing import Any
 
+from nanochat.common.cli import EXIT_WRONG_REQUEST, leave_alone
 from nanochat.common.console import is_first_rank, is_terminal, say
 from nanochat.common.errors import UserError
 from nanochat.preflight.check import GREEN, RED, YELLOW, Finding, worst
@@ -38,8 +39,9 @@ def preflight(settings: PreflightSettings) -> None:
     if is_first_rank():
         show(findings, verdict, settings.json)
     if verdict == RED:
-        told = "; ".join(f"{each.name}: {each.value}" for each in findings if each.status == RED)
-        raise UserError(f"preflight: {told or 'something is red, which the first node tells'}")
+        if not is_first_rank():
+            leave_alone("error: preflight: something is red; the first node tells what\n", EXIT_WRONG_REQUEST)
+        raise UserError("preflight: " + "; ".join(f"{each.name}: {each.value}" for each in findings if each.status == RED))
 
 
 def look_over(settings: PreflightSettings) -> dict[str, Any]:

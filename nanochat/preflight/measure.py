@@ -123,8 +123,11 @@ def _median_s(work: Callable[[], None], device: torch.device) -> float:
     return sorted(taken[WARM_UP:])[TIMED // 2]
 
 
-def main(path: Path, store_path: str, patience_s: float) -> None:
-    """All of it, into `path`; the ranks meet in the file `store_path`, or where it is empty at the launcher's store."""
+def main(path: Path, store_path: str, patience_s: float, has_gpu: bool) -> None:
+    """All of it, into `path`; the ranks meet in the file `store_path`, or where it is empty at the launcher's store.
+
+    Raises what torch does where the driver tells of a GPU (`has_gpu`) that torch cannot use.
+    """
     rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     known: dict[str, Any] = {"rank": rank, "local_rank": int(os.environ["LOCAL_RANK"]), "node": int(os.environ["GROUP_RANK"])}
     known |= {"torch": torch.__version__, "at": "its device"}
@@ -134,6 +137,8 @@ def main(path: Path, store_path: str, patience_s: float) -> None:
         write_json(path, known)
 
     write()
+    if has_gpu:
+        torch.cuda.init()  # says why where it cannot; is_available would not
     device = pick_device()
     on_gpu = device.type == "cuda"
     write(device=torch.cuda.get_device_name(device) if on_gpu else "CPU", on_gpu=on_gpu, at="a product")
@@ -162,4 +167,4 @@ def _launchers_store(patience: timedelta) -> dist.Store:
 if __name__ == "__main__":
     die_with_starter()
     wanted = json.loads(sys.argv[1])
-    main(Path(wanted["path"]), wanted["store"], wanted["patience_s"])
+    main(Path(wanted["path"]), wanted["store"], wanted["patience_s"], wanted["has_gpu"])

@@ -45,7 +45,7 @@ class PreflightSettings:
     """Nodes."""
     data: str = "climbmix"
     """Text to train on, as base_train names it."""
-    seconds: float = 45
+    seconds: float = 40
     """After which what has not answered is left; on several nodes, and to end, a few more pass."""
     json: bool = False
     """Print JSON: verdict, and findings of name, status, value, advice and rank."""

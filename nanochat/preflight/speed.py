@@ -17,6 +17,7 @@ from nanochat.preflight.settings import PreflightSettings
 from nanochat.tune.children import Broke, run
 
 MEASURE = "nanochat.preflight.measure"
+IMPORTING = "importing torch"
 TELL_S = 4.0  # that it takes to tell where ranks hang
 FAIR, POOR = 0.9, 0.5  # of the median of its like
 PRODUCT_OF_PEAK = 0.4  # of the data sheet's peak, which no product reaches
@@ -31,7 +32,8 @@ def measure(settings: PreflightSettings) -> list[Figures]:
 
     Under a launcher the ranks are those of the whole job, which measure together: every node calls this at the same time.
     """
-    count, seconds, environ = settings.node().count, settings.seconds - TELL_S, os.environ
+    node, seconds, environ = settings.node(), settings.seconds - TELL_S, os.environ
+    count = node.count
     first = int(environ.get("RANK", "0"))
     shared = {"WORLD_SIZE": environ.get("WORLD_SIZE", str(count)), "GROUP_RANK": environ.get("GROUP_RANK", "0")}
     shared |= {"LOCAL_WORLD_SIZE": str(count)}
@@ -44,13 +46,13 @@ def measure(settings: PreflightSettings) -> list[Figures]:
         def one(local_rank: int) -> Figures:
             path = directory / f"rank{local_rank}.json"
             own = {"RANK": str(first + local_rank), "LOCAL_RANK": str(local_rank), "NANOCHAT_DIES_WITH": str(os.getpid())}
-            request = json.dumps({"path": str(path), "store": store, "patience_s": seconds})
+            request = json.dumps({"path": str(path), "store": store, "patience_s": seconds, "has_gpu": node.is_this_machine})
             error = ""
             try:
                 run(["-m", MEASURE, request], seconds, shared | own)
             except Broke as broke:
                 error = str(broke)
-            known = {"rank": first + local_rank, "local_rank": local_rank, "node": int(shared["GROUP_RANK"]), "at": "importing torch"}
+            known = {"rank": first + local_rank, "local_rank": local_rank, "node": int(shared["GROUP_RANK"]), "at": IMPORTING}
             return known | (read_json(path) if path.is_file() else {}) | {"error": error}
 
         with ThreadPoolExecutor(count) as pool:
@@ -61,7 +63,11 @@ def judge(figures: list[Figures]) -> list[Finding]:
     """What the figures of all ranks of the job tell."""
     if not figures:
         return []
-    findings = [_failure(each) for each in figures if each["error"]]
+    alike: dict[tuple[str, str], list[Figures]] = {}
+    for each in figures:
+        if each["error"]:
+            alike.setdefault((each["at"], each["error"]), []).append(each)
+    findings = [_failure(each) for each in alike.values()]
     findings += [_products([each for each in figures if "flops" in each])]
     linked = [each for each in figures if "link_bytes_per_s" in each]
     if linked:
@@ -76,14 +82,14 @@ def _name(each: Figures) -> str:
     return f"{'GPU' if each.get('on_gpu') else 'rank'} {each['local_rank'] if each.get('on_gpu') else each['rank']}{where}"
 
 
-def _failure(each: Figures) -> Finding:
-    """A rank that failed or hung. One that could not even import torch in time tells of a slow disk, not of a device."""
-    value = f"at {each['at']}: {each['error']}"
-    if each["at"] == "importing torch" and each["error"].startswith("not done"):
-        return Finding(f"speed of rank {each['rank']}", YELLOW, value, "a slow disk or a busy machine: try again", each["rank"])
-    return Finding(
-        f"speed of rank {each['rank']}", RED, value, "training would end or hang alike: mend it, or ask for another node", each["rank"]
-    )
+def _failure(alike: list[Figures]) -> Finding:
+    """Ranks that failed or hung alike. One that could not even import torch in time tells of a slow disk, not of a device."""
+    first = alike[0]
+    name = f"rank{'s' if len(alike) > 1 else ''} {', '.join(str(each['rank']) for each in alike)}"
+    value = f"at {first['at']}: {first['error']}"
+    if first["at"] == IMPORTING and first["error"].startswith("not done"):
+        return Finding(name, YELLOW, value, "a slow disk or a busy machine: try again", first["rank"])
+    return Finding(name, RED, value, "training would end or hang alike: mend it, or ask for another node", first["rank"])
 
 
 def _products(figures: list[Figures]) -> Finding:

@@ -115,6 +115,7 @@ def test_two_nodes_report_to_the_first_and_end_alike(here: World, nproc: int, fi
     findings = {each["name"]: each for each in told["findings"]}
     assert told["verdict"] == verdict, told
     assert second == ""
+    assert (others == "error: preflight: something is red; the first node tells what\n") == (verdict == RED), others
     for node in (0, 1):
         assert [f"node {node}: {name}" in findings for name in NAMES[:10]] == [True] * 10
         assert findings[f"node {node}: disk"]["rank"] == nproc * node
@@ -140,3 +141,13 @@ def test_it_is_ended_with_all_that_it_started(here: World) -> None:
     gone, alive = psutil.wait_procs(children, timeout=20)
     assert not alive
     assert len(gone) >= 5
+
+
+def test_a_port_that_is_taken_is_one_line(here: World) -> None:
+    with socket.create_server(("", 0)) as taken:
+        process = start_node(here, taken.getsockname()[1], node=0, nproc=1, files=4096)
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1
+    lines = [line for line in errors.splitlines() if "[W" not in line]
+    assert len(lines) == 1, errors
+    assert "the nodes could not meet: their port is taken" in lines[0]

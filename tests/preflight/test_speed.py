@@ -112,14 +112,22 @@ def test_three_ranks_measure_together(machine: Machine, monkeypatch: pytest.Monk
 def test_a_rank_that_breaks_is_red_and_named(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "MEASURE", "tests.preflight.broken_measure")
     findings = {finding.name: finding for finding in speed.judge(measured(machine, monkeypatch, 1))}
-    assert findings["speed of rank 0"].status == RED
-    assert findings["speed of rank 0"].value == "at a product: RuntimeError: CUDA error: an illegal memory access was encountered"
+    assert findings["rank 0"].status == RED
+    assert findings["rank 0"].value == "at a product: RuntimeError: CUDA error: an illegal memory access was encountered"
 
 
 def test_ranks_that_hang_are_ended_and_told_where(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "MEASURE", "tests.preflight.hanging_measure")
     findings = [finding for finding in speed.judge(measured(machine, monkeypatch, 1, seconds=5)) if finding.status == RED]
     assert [finding.value for finding in findings] == ["at a product: not done after 5 s"]
+
+
+def test_gpus_that_torch_cannot_use_are_red_once(machine: Machine) -> None:
+    machine([{}] * 2)
+    findings = {finding.name: finding for finding in speed.judge(speed.measure(PreflightSettings(depth=2, nproc_per_node=2, seconds=240)))}
+    assert findings["ranks 0, 1"].status == RED
+    assert findings["ranks 0, 1"].value.startswith("at its device: ")
+    assert findings["speed"].status == YELLOW
 
 
 def test_torch_that_is_slow_to_begin_is_no_fault_of_a_device() -> None:
