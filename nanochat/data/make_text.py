@@ -3,10 +3,9 @@
 import dataclasses
 import os
 
-from filelock import FileLock, Timeout
-
 from nanochat.common.console import say
 from nanochat.common.errors import UserError
+from nanochat.common.locks import locked
 from nanochat.common.paths import data_dir
 from nanochat.data import hub_text, path_text, python_text
 from nanochat.data.sources import PYTHON, Source, source_of
@@ -67,13 +66,8 @@ def _make_alone(source: Source, num_shards: int, num_workers: int) -> None:
     """Make or fetch the shards while no other process does so in the same directory."""
     directory = data_dir(source.name)
     directory.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(directory.with_name(f".{source.name}.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        say(f"{source.name}: another process is getting it; waiting for it to finish")
-        lock.acquire()
-    with lock:
+    lock = directory.with_name(f".{source.name}.lock")
+    with locked(lock, waiting=f"{source.name}: another process is getting it; waiting for it to finish"):
         if _is_there(source, num_shards):
             say(f"{source.name}: already there")
         elif source.directory is not None:

@@ -1,6 +1,5 @@
 """Text shards to token shards: in parallel, in order, and going on after a kill."""
 
-import contextlib
 import hashlib
 import itertools
 import os
@@ -16,6 +15,7 @@ import numpy as np
 from nanochat.common.console import Progress, say, warn
 from nanochat.common.errors import UserError
 from nanochat.common.files import atomic_path, write_json
+from nanochat.common.locks import locked
 from nanochat.common.paths import tokenizer_dir, tokens_dir
 from nanochat.data.token_shards import DTYPE, INDEX_FILE, TokenIndex, TokenShard, damaged_shards, read_index
 from nanochat.tokenizer.tokenizer import Tokenizer
@@ -90,7 +90,8 @@ def tokenize_source(data: str, tokenizer_name: str, tokenizer: Tokenizer, num_wo
     text = text_shards(data)
     directory = tokens_dir(data, tokenizer.hash)
     made: list[TokenShard] = []
-    with _locked(directory):
+    directory.mkdir(parents=True, exist_ok=True)
+    with locked(directory / ".lock", waiting=f"another process is making {directory}: waiting for it"):
         index = _index_so_far(TokenIndex(directory, data, tokenizer_name, tokenizer.hash, tokenizer.vocab_size, ()), text.val, text.train)
         done = {shard.name for shard in index.shards}
         pending = [
@@ -101,24 +102,6 @@ def tokenize_source(data: str, tokenizer_name: str, tokenizer: Tokenizer, num_wo
             index = replace(index, shards=tuple(sorted([*index.shards, shard], key=lambda shard: shard.name)))
             _write_index(index)
     return index, made
-
-
-@contextlib.contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """One process at a time makes the shards of a directory; a second waits."""
-    import filelock
-
-    directory.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(directory / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        say(f"another process is making {directory}: waiting for it")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _index_so_far(empty: TokenIndex, val: Path, train: list[Path]) -> TokenIndex:

@@ -8,6 +8,7 @@ from typing import Any
 
 from nanochat.common.errors import UserError
 from nanochat.common.files import read_json, remove_leftovers, write_json
+from nanochat.common.locks import TakenError, locked
 from nanochat.common.paths import run_dir
 from nanochat.common.secrets import without_secrets
 
@@ -39,18 +40,16 @@ class StageDirectory:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the directory for this process. Raises UserError when another run has it."""
-        from filelock import FileLock, Timeout
-
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
             raise UserError(f"{self.path} cannot be made, a file stands in its place: move it, or choose another --model_tag") from None
         try:
-            with FileLock(self.path / ".lock", timeout=0):
+            with locked(self.path / ".lock", patience_s=0):
                 remove_leftovers(self.path)
                 remove_leftovers(self.checkpoints)
                 yield
-        except Timeout:
+        except TakenError:
             raise UserError(f"another process is training in {self.path}: wait for it, or choose another --model_tag") from None
 
     def settle(self, identity: dict[str, Any], settings: dict[str, Any]) -> None:

@@ -9,10 +9,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from nanochat.common.console import say, warn
 from nanochat.common.errors import UserError
+from nanochat.common.locks import TakenError, locked
 from nanochat.common.paths import base_dir, named_path
 from nanochat.plan import batch, measurements
 from nanochat.plan.hardware import GPUS, Gpu, cpu
@@ -45,9 +44,9 @@ def tune(settings: TuneSettings) -> None:
         path = profile_path(gpu)
         path.parent.mkdir(exist_ok=True)
         try:
-            with FileLock(path.with_suffix(".lock"), timeout=OTHERS_S):
+            with locked(path.with_suffix(".lock"), OTHERS_S):
                 profile = _profile(settings, gpu, began)
-        except Timeout:
+        except TakenError:
             raise UserError(f"another scripts.tune has held {path.with_suffix('.lock')} for half an hour; end it first") from None
     if settings.json:
         print(json.dumps(asdict(profile)))

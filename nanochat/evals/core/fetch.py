@@ -8,6 +8,7 @@ from nanochat.common.console import say
 from nanochat.common.download import DownloadError, fetch
 from nanochat.common.errors import UserError
 from nanochat.common.files import atomic_path, remove
+from nanochat.common.locks import locked
 from nanochat.common.paths import base_dir, named_path
 from nanochat.evals.core.bundle import CORE_FILE, SMALL, open_bundle
 
@@ -34,13 +35,20 @@ def bundle_directory(bundle: str) -> Path:
         return _inner(place)
     place = base_dir() / "eval_bundle"
     if not place.exists():
-        archive = base_dir() / ".eval_bundle.zip"
-        try:
-            _download(os.environ.get("NANOCHAT_BUNDLE_URL", URL), archive)
-            _unpack(archive, place)
-        finally:
-            remove(archive)
+        _get(place)
     return _inner(place)
+
+
+def _get(place: Path) -> None:
+    """Fetch and unpack the bundle, unless another process has done so meanwhile."""
+    archive = base_dir() / ".eval_bundle.zip"
+    with locked(base_dir() / ".eval_bundle.lock", waiting="another process is fetching the CORE bundle; waiting for it to finish"):
+        if not place.exists():
+            try:
+                _download(os.environ.get("NANOCHAT_BUNDLE_URL", URL), archive)
+                _unpack(archive, place)
+            finally:
+                remove(archive)
 
 
 def _inner(place: Path) -> Path:
