@@ -41,7 +41,7 @@ def test_no_attempt_succeeds(cage: Mechanism) -> None:
     found = made(cage)
     honest = found.pop(("alone", "an honest program"))
     most_kib = found.pop((None, "most memory, KiB"))
-    changed = found.pop((None, "survived"))
+    changed = found.pop((None, "changed"))
     assert honest == "escaped"  # or nothing below would be proven
     assert {key: what for key, what in found.items() if what.startswith("escaped") or what == "was not made"} == {}
     assert set(found) == {(of, name) for of, attempts in [*BATCHES.items(), ("alone", ALONE)] for name in attempts}
@@ -55,6 +55,10 @@ def test_the_same_attempts_succeed_without_a_cage() -> None:
     failed = {(of, name): what for (of, name), what in found.items() if of and what != "escaped" and name not in NEEDS_MORE.get(of, ())}
     assert failed == {}
     assert sum(what == "escaped" for what in found.values()) > 130
+    before, after = zip(*(found[None, "changed"][key] for key in ("signals", "heard")), strict=True)
+    assert before == (0, [])
+    assert after[0] >= 5
+    assert {"tcp", "local", "abstract", "udp"} <= set(after[1])
 
 
 SWEEP = """

@@ -1,7 +1,7 @@
 """The process that hostile programs are after: with secrets, open descriptors, listeners and files beside it. It runs them and reports.
 
 python -m tests.sandbox.victim CAGE: a line of JSON for each attempt, `[batch, name, what became of it]`, where `escaped` is what must not
-be; then `[null, "survived", …]` with whatever of the victim's own is not as it was. CAGE `none` runs them without one, in processes and
+be; then `[null, "changed", …]` with whatever of the victim's own is not as it was. CAGE `none` runs them without one, in processes and
 directories of their own. Its environment holds SECRET.
 """
 
@@ -208,8 +208,8 @@ def main() -> None:
                 tell("alone", name, what)
             tell("alone", "an honest program", alone(cage, "print(1)", timeout_s=60))
             tell(None, "most memory, KiB", resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
-        after = victim.state() if cage != "none" else victim.before
-        tell(None, "survived", {key: [victim.before[key], after[key]] for key in after if after[key] != victim.before[key]})
+        after = victim.state()
+        tell(None, "changed", {key: [victim.before[key], after[key]] for key in after if after[key] != victim.before[key]})
 
 
 if __name__ == "__main__":
