@@ -282,6 +282,7 @@ NEEDS_MORE = {
     "writing": {
         *("a file without a name", "attributes of the standard library", "a lease on the standard library", "the standard library"),
         *("the kernel's core pattern", "the cage's own program", "own score when memory runs out", "fchmodat2 by its number"),
+        "the working directory",
     },
     "network": {"a raw socket", "a socket below the network", "an io_uring", "a connection by another version"},
     "processes": {

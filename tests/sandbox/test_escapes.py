@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(platform.machine() != "x86_64" or sys.platform !
 def made(cage: str) -> dict[tuple[str | None, str], Any]:
     """What became of every attempt, by its batch and name."""
     command = [sys.executable, "-m", "tests.sandbox.victim", cage]
-    environment = {**os.environ, SECRET: "hf_canary-77ab", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, SECRET: "hf_canary-77ab"}
     finished = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, start_new_session=True)
     assert finished.returncode == 0, finished.stderr
     return {(of, name): what for of, name, what in map(json.loads, finished.stdout.splitlines())}
