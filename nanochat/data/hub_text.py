@@ -12,7 +12,7 @@ from nanochat.common.checksums import read_checksums, write_checksums, wrong_fil
 from nanochat.common.console import Progress, warn
 from nanochat.common.download import DownloadError, fetch
 from nanochat.common.errors import UserError
-from nanochat.common.files import sha256_file, write_json
+from nanochat.common.files import remove_leftovers, sha256_file, write_json
 from nanochat.common.paths import data_dir
 from nanochat.data.sources import Source
 from nanochat.data.text_shards import BrokenParquetError, missing_shards, open_parquet, read_record, shard_path
@@ -31,6 +31,7 @@ def get(source: Source, num_shards: int, num_downloads: int) -> None:
     Raises UserError, saying what is there and how to go on, when the hub cannot be reached or refuses.
     """
     directory = data_dir(source.name)
+    remove_leftovers(directory)
     try:
         if hub.is_offline():
             raise DownloadError("HF_HUB_OFFLINE is set, unset it to download")

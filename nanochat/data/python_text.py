@@ -23,7 +23,7 @@ from typing import Any
 
 from nanochat.common.console import Progress, say, warn
 from nanochat.common.errors import UserError
-from nanochat.common.files import write_json
+from nanochat.common.files import remove_leftovers, write_json
 from nanochat.common.paths import data_dir
 from nanochat.data.docstring_text import PythonFile, Unseen, read_prose, read_source, split_lines, text_hash
 from nanochat.data.sources import PYTHON, Source
@@ -106,8 +106,7 @@ def make(source: Source, num_shards: int, num_workers: int, roots: dict[str, Pat
         shutil.rmtree(directory, ignore_errors=True)
         record = dict(made_from)
         write_json(directory / "source.json", record)
-    for left in directory.glob(".*.tmp"):  # of a run that was killed
-        left.unlink()
+    remove_leftovers(directory)
     limit = record.get("train_shards_possible", num_shards)
     wanted = [source.val_index, *range(min(num_shards, limit))]
     missing = missing_shards(directory, wanted, say_why=True)

@@ -14,7 +14,7 @@ import numpy as np
 
 from nanochat.common.console import Progress, say, warn
 from nanochat.common.errors import UserError
-from nanochat.common.files import atomic_path, write_json
+from nanochat.common.files import atomic_path, remove_leftovers, write_json
 from nanochat.common.locks import locked
 from nanochat.common.paths import tokenizer_dir, tokens_dir
 from nanochat.data.token_shards import DTYPE, INDEX_FILE, TokenIndex, TokenShard, damaged_shards, read_index
@@ -106,8 +106,7 @@ def tokenize_source(data: str, tokenizer_name: str, tokenizer: Tokenizer, num_wo
 
 def _index_so_far(empty: TokenIndex, val: Path, train: list[Path]) -> TokenIndex:
     """The index with the shards that are still good: their file whole, their text unchanged. What a kill left behind is removed."""
-    for leftover in empty.directory.glob(".*.tmp"):
-        leftover.unlink(missing_ok=True)
+    remove_leftovers(empty.directory)
     if not (empty.directory / INDEX_FILE).exists():
         return empty
     splits = {_token_name(path): (path, "val" if path == val else "train") for path in [val, *train]}

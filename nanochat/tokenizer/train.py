@@ -1,6 +1,7 @@
 """Training a tokenizer on text."""
 
 import contextlib
+import glob
 import logging
 import re
 import time
@@ -10,7 +11,8 @@ from pathlib import Path
 
 from nanochat.common.console import PLAIN_INTERVAL_S, Progress, say, warn
 from nanochat.common.errors import UserError
-from nanochat.common.files import atomic_path, read_json, write_json
+from nanochat.common.files import atomic_path, read_json, remove, write_json
+from nanochat.common.locks import locked
 from nanochat.common.paths import tokenizer_dir
 from nanochat.tokenizer.special import MAX_VOCAB_SIZE, MIN_VOCAB_SIZE, SPECIAL_TOKENS, SPLIT_PATTERN
 from nanochat.tokenizer.tokenizer import Tokenizer
@@ -126,8 +128,17 @@ def make_tokenizer(settings: TokenizerTraining, data: str, batches: Iterable[lis
     for flag in ("max_chars", "doc_cap"):
         if getattr(settings, flag) < 1:
             raise UserError(f"--{flag}={getattr(settings, flag)} must be at least 1")
-    name = f"{data}-{settings.vocab_size}"
-    directory = tokenizer_dir(name)
+    directory = tokenizer_dir(f"{data}-{settings.vocab_size}")
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    busy = f"another process is training the tokenizer {directory.name}; waiting for it to finish"
+    with locked(directory.with_name(f".{directory.name}.lock"), waiting=busy):
+        _make_alone(settings, directory, batches)
+
+
+def _make_alone(settings: TokenizerTraining, directory: Path, batches: Iterable[list[str]]) -> None:
+    name = directory.name
+    for left in directory.parent.glob(f".{glob.escape(name)}.*.tmp"):  # of a run that was killed
+        remove(left)
     if directory.exists():
         Tokenizer.from_directory(directory)
         say(f"tokenizer {name} is already there: {directory} (to train it anew, remove that directory)")
