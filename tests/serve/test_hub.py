@@ -1,11 +1,14 @@
 """A model goes to the hub and is talked to from there."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import World, wrong_request
+from tests.conftest import ROOT, World, wrong_request
 from tests.serve.model_hub import ModelHub, serve
 
 
@@ -40,3 +43,26 @@ def test_a_model_goes_to_the_hub_and_is_talked_to_from_there(talking: World, hub
     assert "refs/pr/1" in hub.revisions
     hub.repositories["me/old"] = {"model_000650.pt": b"x", "meta_000650.json": b"{}", "tokenizer.pkl": b"x"}
     wrong_request(talking.run("scripts.chat_cli", "--model=me/old", "-p", "x", **there), "--from_nanochat")
+
+
+PROGRAM = """
+import sys
+from nanochat.common.errors import UserError
+from nanochat.serve.load import _from_hub
+try:
+    print((_from_hub("me/small", "") / "model.safetensors").read_text())
+except UserError as error:
+    sys.exit(str(error))
+"""
+
+
+@pytest.mark.parametrize(("times", "said"), [(1, "the weights\n"), (9, "")])
+def test_a_model_that_arrives_wrong_is_fetched_again_and_at_last_given_up(hub: ModelHub, tmp_path: Path, times: int, said: str) -> None:
+    hub.repositories["me/small"] = {"config.json": b"{}", "model.safetensors": b"the weights"}
+    hub.damaged = ["model.safetensors"] * times
+    there = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "hf"), "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, **there, "HF_HUB_OFFLINE": "0", "NANOCHAT_BASE_DIR": str(tmp_path / "base")}
+    finished = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, timeout=120)
+    assert finished.stdout == said, finished.stderr
+    assert "model.safetensors is not what the hub publishes: it is fetched again" in finished.stderr
+    assert ("--model=me/small: model.safetensors arrived wrong 3 times" in finished.stderr) == (not said)

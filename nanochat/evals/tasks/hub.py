@@ -94,12 +94,19 @@ class HubDataset:
         """The rows, made of files that are those that the hub publishes; one that is not is removed and fetched again."""
         for attempt in range(WRONG_CONTENTS):
             mode = "force_redownload" if attempt else None  # else the rows that were made of the wrong file are taken again
-            rows = datasets.load_dataset(self.id, self.config, split=self.split, download_mode=mode)
-            if not (wrong := hub.wrong_in_cache(hub.cached_files(self.id))):
-                return rows
+            rows, failure = None, None
+            try:
+                rows = datasets.load_dataset(self.id, self.config, split=self.split, download_mode=mode)
+            except Exception as error:  # what a damaged file makes its reader raise may be anything
+                failure = error
+            wrong = hub.wrong_in_cache(hub.cached_files(self.id))
             for path in wrong:
                 warn(f"{path} is not what the hub publishes: it is fetched again")
                 hub.forget(path)
+            if not wrong and failure:
+                raise failure
+            if not wrong:
+                return rows
         raise TaskUnavailable(f"{self.id}: {wrong[0].name} arrived wrong {WRONG_CONTENTS} times from {_endpoint()}")
 
 

@@ -17,8 +17,11 @@ COMMIT = "89abcdef0123456789abcdef0123456789abcdef"
 
 
 @contextlib.contextmanager
-def serve(root: Path) -> Iterator[str]:
-    """Serve `root/OWNER/NAME/…` as dataset repositories; yields what HF_ENDPOINT is to be."""
+def serve(root: Path, damaged: list[str] | None = None) -> Iterator[str]:
+    """Serve `root/OWNER/NAME/…` as dataset repositories; yields what HF_ENDPOINT is to be.
+
+    A file whose name is in `damaged` is sent with a wrong byte, each time that it stands there once.
+    """
 
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -69,6 +72,10 @@ def serve(root: Path) -> Iterator[str]:
                 if start:
                     self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
                 self.end_headers()
+                if with_body and found[2] in (damaged or ()):
+                    damaged.remove(found[2])
+                    at = len(content) // 3
+                    content = content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
                 if with_body:
                     self.wfile.write(content[start:])
                 return None

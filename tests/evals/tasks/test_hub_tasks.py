@@ -113,6 +113,17 @@ def test_a_hub_that_is_away_or_has_no_such_dataset(copies: Path, tmp_path: Path)
     assert "no dataset openai/gsm8k" in none["GSM8K"][1]
 
 
+def test_a_file_that_arrives_wrong_is_fetched_again_and_at_last_given_up(copies: Path, tmp_path: Path) -> None:
+    name = "main/test-00000-of-00001.parquet"
+    with serve(copies, [name]) as endpoint:
+        once = from_hub(endpoint, tmp_path / "once", "GSM8K")
+    assert once["GSM8K"] == [20, json.loads(json.dumps(dict(task_of("GSM8K", copies).examples("test")[3])))]
+    with serve(copies, [name] * 9) as endpoint:
+        always = from_hub(endpoint, tmp_path / "always", "GSM8K")
+    assert always["GSM8K"][0] == "TaskUnavailable"
+    assert "test-00000-of-00001.parquet arrived wrong 3 times" in always["GSM8K"][1]
+
+
 def test_what_is_wrong_in_a_copy_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"train\.jsonl.*openai/gsm8k/main"):
         task_of("GSM8K", tmp_path).examples("train")
