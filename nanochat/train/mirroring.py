@@ -14,6 +14,7 @@ from nanochat.common.console import say
 from nanochat.common.errors import UserError
 from nanochat.common.files import remove
 from nanochat.common.processes import die_at_once_with_starter
+from nanochat.common.secrets import hide_in_output
 from nanochat.train.checkpoint_directory import COPIED_FILE, LATEST_FILE, named
 from nanochat.train.mirror import Mirror, one_line
 
@@ -146,6 +147,7 @@ if __name__ == "__main__":
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     die_at_once_with_starter()
+    hide_in_output()
     try:
         _Copier(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4])).run()
     except UserError as error:

@@ -15,6 +15,7 @@ SECRETS = {
     "OPENAI_API_KEY": "sk-abcdefghijklmnop",
 }
 ADDRESS = "https://me:pass-of-an-address@example.org/runs"
+MIRROR = "memory://me:pass-of-an-address@bucket/runs"
 VALUES = [*SECRETS.values(), "pass-of-an-address"]
 
 
@@ -33,10 +34,12 @@ def holding(base: Path) -> list[str]:
 def test_nothing_of_a_run_holds_a_secret(world: World, nproc: int, tmp_path: Path) -> None:
     tag = f"secret-{nproc}"
     flags = (*TINY, "--num_iterations=4", "--save_every=2", f"--model_tag={tag}", f"--run={SECRETS['MY_PASSWORD']} of {ADDRESS}")
-    finished = world.run("scripts.base_train", *flags, nproc=nproc, WANDB_MODE="offline", **SECRETS)
+    mirrored = f"--checkpoint_mirror={MIRROR}"
+    finished = world.run("scripts.base_train", *flags, mirrored, nproc=nproc, WANDB_MODE="offline", **SECRETS)
     assert finished.returncode == 0, finished.stderr
     kept = world.base / "runs" / tag / "base"
     assert json.loads((kept / "config.json").read_text())["settings"]["run"] == "*** of https://***@example.org/runs"
+    assert "to memory://***@bucket/runs" in finished.stdout
     assert list(kept.glob("wandb/offline-run-*/*.wandb"))
     report = world.arguments("scripts.report", f"--model_tag={tag}")
     told = subprocess.run(report, cwd=tmp_path, env=world.environment(**SECRETS), capture_output=True, text=True)
