@@ -10,11 +10,13 @@ from typing import Any
 from nanochat.common.cli import EXIT_WRONG_REQUEST, leave_alone
 from nanochat.common.console import is_first_rank, is_terminal, say
 from nanochat.common.errors import UserError
+from nanochat.common.paths import base_path
 from nanochat.preflight.check import GREEN, RED, YELLOW, Finding, worst
 from nanochat.preflight.settings import PreflightSettings
 from nanochat.tune.children import Broke, run
 
 CHECKS = ("GPUs", "speed", "disk", "limits", "hub", "wandb", "clock", "ports", "versions")
+EXIT_INTERRUPTED = 130
 LATER_S = 6.0  # that another node may begin later
 OF_THE_JOB = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 COLOURS = {GREEN: "green", YELLOW: "yellow", RED: "bold red"}
@@ -57,7 +59,10 @@ def look_over(settings: PreflightSettings) -> dict[str, Any]:
             return {"findings": [finding.to_json()]}
 
     with ThreadPoolExecutor(len(CHECKS)) as pool:
-        reports = list(pool.map(check, CHECKS))
+        try:
+            reports = list(pool.map(check, CHECKS))
+        except KeyboardInterrupt:
+            leave_alone("", EXIT_INTERRUPTED)  # not waiting for them: what they have started ends with this process
     kinds = ("findings", "figures")
     return {kind: [each for report in reports for each in report.get(kind, [])] for kind in kinds}
 
@@ -81,7 +86,9 @@ def _with_others(report: dict[str, Any], ends: float) -> tuple[list[Finding], st
     report["findings"] = [each | {"rank": each["rank"] or rank} for each in report["findings"]]
     try:
         nodes = Nodes()
-        reports = nodes.gather(report, max(1.0, ends - time.monotonic()))
+        with nodes.shared(base_path()) as shared:
+            report["findings"].append(shared.to_json() | {"rank": rank})
+            reports = nodes.gather(report, max(1.0, ends - time.monotonic()))
         findings = _findings(*reports)
         return findings, nodes.agree(worst(finding.status for finding in findings), max(1.0, ends + LATER_S - time.monotonic()))
     except RuntimeError as error:

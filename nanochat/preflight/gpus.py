@@ -11,6 +11,7 @@ from nanochat.preflight.settings import PreflightSettings
 
 QUERY_S = 15.0
 MIB_PER_GIB = 1024
+ROCM = Path("/dev/kfd")  # is there where an AMD GPU's driver is
 DRIVER_FILES = (Path("/proc/driver/nvidia"), Path("/dev/nvidia0"))
 FIELDS = (
     "index",
@@ -108,6 +109,8 @@ def check(settings: PreflightSettings) -> list[Finding]:
 def _none_found(why: str) -> Finding:
     if why:
         return Finding("GPUs", RED, why, "the driver does not answer: restart the node, or ask for another one")
+    if ROCM.exists():
+        return Finding("GPUs", GREEN, "of AMD, whose driver is not asked: how fast they are stands below")
     if there := [str(path) for path in DRIVER_FILES if path.exists()]:
         return Finding("GPUs", YELLOW, f"{there[0]} is there, but nvidia-smi finds no GPU", "install or restart the driver")
     return Finding("GPUs", GREEN, "none; this run computes on the CPU")

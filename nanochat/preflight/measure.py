@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -17,15 +18,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from nanochat.common.cli import leave_alone
 from nanochat.common.files import write_json
 from nanochat.common.processes import die_with_starter
 from nanochat.parallel.ranks import pick_device
+from nanochat.preflight.speed import PARTS
 
 PRODUCT_GPU, PRODUCT_CPU = 8192, 512  # rows and columns
 PRODUCT_GPU_S, PRODUCT_CPU_S = 1.0, 0.2
 REDUCED_BYTES_GPU, REDUCED_BYTES_CPU = 2**28, 2**22
 PASSED_BYTES_GPU, PASSED_BYTES_CPU = 2**26, 2**20
 WARM_UP, TIMED = 2, 5
+DEVICE, PRODUCT, MEETING, REDUCING, PASSING = PARTS[1:]
 CLOCKS = "clocks_event_reasons.active,clocks.sm,temperature.gpu"
 
 
@@ -130,7 +134,7 @@ def main(path: Path, store_path: str, patience_s: float, has_gpu: bool) -> None:
     """
     rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     known: dict[str, Any] = {"rank": rank, "local_rank": int(os.environ["LOCAL_RANK"]), "node": int(os.environ["GROUP_RANK"])}
-    known |= {"torch": torch.__version__, "at": "its device"}
+    known |= {"torch": torch.__version__, "at": DEVICE}
 
     def write(**more: Any) -> None:
         known.update(more)
@@ -141,22 +145,21 @@ def main(path: Path, store_path: str, patience_s: float, has_gpu: bool) -> None:
         torch.cuda.init()  # says why where it cannot; is_available would not
     device = pick_device()
     on_gpu = device.type == "cuda"
-    write(device=torch.cuda.get_device_name(device) if on_gpu else "CPU", on_gpu=on_gpu, at="a product")
-    write(**product(device), at="meeting the other ranks")
+    write(device=torch.cuda.get_device_name(device) if on_gpu else "CPU", on_gpu=on_gpu, at=PRODUCT)
+    write(**product(device), at=MEETING)
     if ranks > 1:
         patience = timedelta(seconds=patience_s)
         store: dist.Store = dist.FileStore(store_path, ranks) if store_path else _launchers_store(patience)
         backend, device_id = ("nccl", device) if on_gpu else ("gloo", None)
         dist.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=patience, device_id=device_id)
         dist.barrier()
-        write(at="an all-reduce")
-        write(link_bytes_per_s=all_reduce(device, ranks), at="passing to the next rank")
+        write(at=REDUCING)
+        write(link_bytes_per_s=all_reduce(device, ranks), at=PASSING)
         write(next_bytes_per_s=to_next(device, rank, ranks))
         dist.barrier()
     write(at="")
-    sys.stdout.write("{}\n")
-    sys.stdout.flush()
-    os._exit(0)  # destroying a group can hang where a rank has
+    print("{}")
+    leave_alone("", 0)
 
 
 def _launchers_store(patience: timedelta) -> dist.Store:
@@ -167,4 +170,7 @@ def _launchers_store(patience: timedelta) -> dist.Store:
 if __name__ == "__main__":
     die_with_starter()
     wanted = json.loads(sys.argv[1])
-    main(Path(wanted["path"]), wanted["store"], wanted["patience_s"], wanted["has_gpu"])
+    try:
+        main(Path(wanted["path"]), wanted["store"], wanted["patience_s"], wanted["has_gpu"])
+    except Exception:
+        leave_alone(traceback.format_exc(), 1)  # the usual end would wait for a group that may be broken

@@ -1,14 +1,18 @@
 """Several nodes: each looks itself over, the first one hears of all, and all end alike. They meet at their launcher's store."""
 
+import contextlib
 import json
 import os
+import tempfile
 import time
+from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
-from nanochat.preflight.check import RED, Finding
+from nanochat.preflight.check import GREEN, RED, YELLOW, Finding
 
 CONNECT_S = 15.0
 LINGER_S = 5.0  # the store ends with the first node's launcher
@@ -33,6 +37,30 @@ class Nodes:
             return []
         ends = time.monotonic() + seconds
         return [json.loads(self._heard(f"report{node}", ends) or self._silent(node, seconds)) for node in range(self.count)]
+
+    @contextlib.contextmanager
+    def shared(self, directory: Path) -> Iterator[Finding]:
+        """Whether a file that the first node makes in a directory is there for this one; gone again at the end."""
+        marker = ""
+        if self.node == 0:
+            with contextlib.suppress(OSError):  # which the check of the disk tells of
+                descriptor, marker = tempfile.mkstemp(dir=directory, prefix=".preflight-")
+                os.close(descriptor)
+            self._store.set("marker", marker)
+        else:
+            marker = self._heard("marker", time.monotonic() + CONNECT_S) or ""
+        value, advice = str(directory), ""
+        status = GREEN if marker and (directory / Path(marker).name).exists() else RED if marker else YELLOW
+        if status == RED:
+            value = f"{directory} is not the first node's {Path(marker).parent}"
+            advice = "set NANOCHAT_BASE_DIR to a directory on a disk that all nodes share"
+        elif status == YELLOW:
+            value = "not looked at: the first node could make no file"
+        try:
+            yield Finding("shared disk", status, value, advice)
+        finally:
+            if self.node == 0 and marker:
+                Path(marker).unlink(missing_ok=True)
 
     def agree(self, verdict: str, seconds: float) -> str:
         """The first node's verdict, on every node. Raises RuntimeError where it is not heard in time."""

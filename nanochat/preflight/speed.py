@@ -17,8 +17,10 @@ from nanochat.preflight.settings import PreflightSettings
 from nanochat.tune.children import Broke, run
 
 MEASURE = "nanochat.preflight.measure"
-IMPORTING = "importing torch"
+PARTS = ("importing torch", "its device", "a product", "meeting the other ranks", "an all-reduce", "passing to the next rank")
+"""What a rank is at, in this order."""
 TELL_S = 4.0  # that it takes to tell where ranks hang
+NOT_DONE = "not done"  # how children.run begins to say that time was up
 FAIR, POOR = 0.9, 0.5  # of the median of its like
 PRODUCT_OF_PEAK = 0.4  # of the data sheet's peak, which no product reaches
 LINK_OF_PEAK = 0.25
@@ -52,7 +54,7 @@ def measure(settings: PreflightSettings) -> list[Figures]:
                 run(["-m", MEASURE, request], seconds, shared | own)
             except Broke as broke:
                 error = str(broke)
-            known = {"rank": first + local_rank, "local_rank": local_rank, "node": int(shared["GROUP_RANK"]), "at": IMPORTING}
+            known = {"rank": first + local_rank, "local_rank": local_rank, "node": int(shared["GROUP_RANK"]), "at": PARTS[0]}
             return known | (read_json(path) if path.is_file() else {}) | {"error": error}
 
         with ThreadPoolExecutor(count) as pool:
@@ -64,9 +66,8 @@ def judge(figures: list[Figures]) -> list[Finding]:
     if not figures:
         return []
     alike: dict[tuple[str, str], list[Figures]] = {}
-    for each in figures:
-        if each["error"]:
-            alike.setdefault((each["at"], each["error"]), []).append(each)
+    for each in _culprits([each for each in figures if each["error"]]):
+        alike.setdefault((each["at"], each["error"]), []).append(each)
     findings = [_failure(each) for each in alike.values()]
     findings += [_products([each for each in figures if "flops" in each])]
     linked = [each for each in figures if "link_bytes_per_s" in each]
@@ -82,12 +83,21 @@ def _name(each: Figures) -> str:
     return f"{'GPU' if each.get('on_gpu') else 'rank'} {each['local_rank'] if each.get('on_gpu') else each['rank']}{where}"
 
 
+def _culprits(failed: list[Figures]) -> list[Figures]:
+    """Those that failed first; ranks that came further have only waited for them, and so have, of these, the ones that hung."""
+    if not failed:
+        return []
+    earliest = min(PARTS.index(each["at"]) for each in failed)
+    first = [each for each in failed if each["at"] == PARTS[earliest]]
+    return [each for each in first if not each["error"].startswith(NOT_DONE)] or first
+
+
 def _failure(alike: list[Figures]) -> Finding:
     """Ranks that failed or hung alike. One that could not even import torch in time tells of a slow disk, not of a device."""
     first = alike[0]
     name = f"rank{'s' if len(alike) > 1 else ''} {', '.join(str(each['rank']) for each in alike)}"
     value = f"at {first['at']}: {first['error']}"
-    if first["at"] == IMPORTING and first["error"].startswith("not done"):
+    if first["at"] == PARTS[0] and first["error"].startswith(NOT_DONE):
         return Finding(name, YELLOW, value, "a slow disk or a busy machine: try again", first["rank"])
     return Finding(name, RED, value, "training would end or hang alike: mend it, or ask for another node", first["rank"])
 

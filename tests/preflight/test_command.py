@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import signal
 import socket
 import subprocess
 import sys
@@ -88,7 +89,7 @@ def test_a_check_that_breaks_is_yellow_with_what_it_said(
     assert said.endswith("verdict: yellow (disk)\n")
 
 
-def start_node(here: World, port: int, node: int, nproc: int, files: int) -> "subprocess.Popen[str]":
+def start_node(here: World, port: int, node: int, nproc: int, files: int = 4096, **environment: str) -> "subprocess.Popen[str]":
     arguments = [sys.executable, "-m", "scripts.launch", "--nnodes=2", f"--node_rank={node}", f"--nproc_per_node={nproc}"]
     arguments += ["--master_addr=127.0.0.1", f"--master_port={port}", "-m", "scripts.preflight", "--", *SMALL, "--nodes=2"]
     arguments += [f"--nproc_per_node={nproc}", "--json"]
@@ -96,7 +97,7 @@ def start_node(here: World, port: int, node: int, nproc: int, files: int) -> "su
     return subprocess.Popen(
         arguments,
         cwd=ROOT,
-        env=here.environment(),
+        env=here.environment(**environment),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -106,9 +107,10 @@ def start_node(here: World, port: int, node: int, nproc: int, files: int) -> "su
 
 @pytest.mark.parametrize(("nproc", "files", "verdict"), [(2, 4096, GREEN), (1, 200, RED)])
 def test_two_nodes_report_to_the_first_and_end_alike(here: World, nproc: int, files: int, verdict: str) -> None:
+    own = {"NANOCHAT_BASE_DIR": str(here.base.with_name("of its own"))} if verdict == RED else {}
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    started = [start_node(here, port, 0, nproc, 4096), start_node(here, port, 1, nproc, files)]
+    started = [start_node(here, port, 0, nproc), start_node(here, port, 1, nproc, files, **own)]
     (first, errors), (second, others) = [process.communicate(timeout=300) for process in started]
     assert [process.returncode for process in started] == ([2, 2] if verdict == RED else [0, 0]), errors + others
     told = json.loads(first)
@@ -119,12 +121,15 @@ def test_two_nodes_report_to_the_first_and_end_alike(here: World, nproc: int, fi
     for node in (0, 1):
         assert [f"node {node}: {name}" in findings for name in NAMES[:10]] == [True] * 10
         assert findings[f"node {node}: disk"]["rank"] == nproc * node
-    assert findings["node 1: open files"]["status"] == verdict
+    assert findings["node 1: open files"]["status"] == findings["node 1: shared disk"]["status"] == verdict
+    assert findings["node 0: shared disk"]["status"] == GREEN
+    assert not list(here.base.glob(".preflight*"))
     assert f"of each of {2 * nproc} ranks in an all-reduce over 2 nodes" in findings["links"]["value"]
     assert errors.count("node 1: open files: 200 a process") == (verdict == RED)
 
 
-def test_it_is_ended_with_all_that_it_started(here: World) -> None:
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 130)])
+def test_it_is_ended_with_all_that_it_started(here: World, number: int, status: int) -> None:
     process = subprocess.Popen(
         here.arguments("scripts.preflight", *SMALL, "--nproc_per_node=2"),
         cwd=ROOT,
@@ -136,8 +141,8 @@ def test_it_is_ended_with_all_that_it_started(here: World) -> None:
     while len(children) < 5:
         assert process.poll() is None
         children = psutil.Process(process.pid).children(recursive=True)
-    os.kill(process.pid, 15)
-    process.wait(10)
+    os.kill(process.pid, number)
+    assert process.wait(30) == status
     gone, alive = psutil.wait_procs(children, timeout=20)
     assert not alive
     assert len(gone) >= 5
@@ -145,7 +150,7 @@ def test_it_is_ended_with_all_that_it_started(here: World) -> None:
 
 def test_a_port_that_is_taken_is_one_line(here: World) -> None:
     with socket.create_server(("", 0)) as taken:
-        process = start_node(here, taken.getsockname()[1], node=0, nproc=1, files=4096)
+        process = start_node(here, taken.getsockname()[1], node=0, nproc=1)
         _, errors = process.communicate(timeout=120)
     assert process.returncode == 1
     lines = [line for line in errors.splitlines() if "[W" not in line]

@@ -1,5 +1,7 @@
 """What the driver says of the GPUs, and what becomes of it."""
 
+from pathlib import Path
+
 import pytest
 
 from nanochat.preflight import gpus
@@ -119,6 +121,12 @@ def test_a_driver_that_hangs_is_red(machine: Machine, monkeypatch: pytest.Monkey
     machine([{}], hangs=60)
     assert found()["GPUs"].status == RED
     assert "has not answered" in found()["GPUs"].value
+
+
+def test_a_driver_that_finds_nothing_is_yellow(machine: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    machine(says="No devices were found", status=6)
+    monkeypatch.setattr(gpus, "DRIVER_FILES", (tmp_path,))
+    assert found()["GPUs"].status == YELLOW
 
 
 def test_a_machine_without_gpus_is_told_to_be_one(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:

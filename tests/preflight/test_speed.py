@@ -130,6 +130,20 @@ def test_gpus_that_torch_cannot_use_are_red_once(machine: Machine) -> None:
     assert findings["speed"].status == YELLOW
 
 
+def test_of_ranks_that_fail_those_are_named_that_the_others_waited_for() -> None:
+    def failed(rank: int, at: str, error: str) -> dict[str, Any]:
+        return {"rank": rank, "local_rank": rank, "node": 0, "at": at, "error": error}
+
+    hung = "not done after 36 s"
+    waiting = [failed(rank, "meeting the other ranks", hung) for rank in (0, 1, 2)]
+    assert next(each.name for each in speed.judge([*waiting, failed(3, "a product", hung)])) == "rank 3"
+    reducing = [failed(rank, "an all-reduce", hung) for rank in (0, 1, 2)]
+    broken, products = speed.judge([*reducing, failed(3, "an all-reduce", "DistBackendError: NCCL error: remote process exited")])
+    assert (broken.name, broken.status) == ("rank 3", RED)
+    assert products.name == "speed"
+    assert next(each.name for each in speed.judge(reducing)) == "ranks 0, 1, 2"
+
+
 def test_torch_that_is_slow_to_begin_is_no_fault_of_a_device() -> None:
     figures = [{"rank": 0, "local_rank": 0, "node": 0, "at": "importing torch", "error": "not done after 38 s"}]
     assert {finding.status for finding in speed.judge(figures)} == {YELLOW}
