@@ -23,14 +23,18 @@ def weights_digest(directory: Path) -> str:
     return _of_weights(read_checksums(directory))
 
 
+def wrong_in_model(directory: Path) -> str:
+    """Which file of a model is not as it was written, and why; empty where all are. Without `checksums.json` nothing is known."""
+    wrong = wrong_files(directory, read_checksums(directory))
+    return next((f"{directory / name} is missing or damaged ({reason})" for name, reason in wrong.items()), "")
+
+
 def verify_model(directory: Path) -> None:
-    """Raise UserError, naming the file, when a file of a model is not as it was written. Without `checksums.json` nothing is known."""
-    for name, reason in wrong_files(directory, read_checksums(directory)).items():
-        checkpoints = directory.parent / "checkpoints"
-        remedy = "copy or fetch the model again"
-        if directory.name == "model" and checkpoints.is_dir():
-            remedy = f"remove {directory} and give the training command again, which writes it again from {checkpoints}"
-        raise UserError(f"{directory / name} is missing or damaged ({reason}): {remedy}")
+    """Raise UserError, with what to do, when a file of a model is not as it was written."""
+    if wrong := wrong_in_model(directory):
+        is_mended = directory.name == "model" and any((directory.parent / "checkpoints").glob("step_*"))
+        remedy = "give its training command again, which mends it" if is_mended else "copy or fetch the model again"
+        raise UserError(f"{wrong}: {remedy}")
 
 
 def _of_weights(checksums: dict[str, str]) -> str:

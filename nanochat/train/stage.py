@@ -12,7 +12,9 @@ import torch
 
 from nanochat.common.console import say, warn
 from nanochat.common.errors import UserError
+from nanochat.common.files import discard
 from nanochat.data.loader import Batch, Split
+from nanochat.model.checksums import verify_model, wrong_in_model
 from nanochat.model.config import GPTConfig
 from nanochat.model.directory import save_model
 from nanochat.model.find import make_newest
@@ -114,10 +116,25 @@ def already_done(stage: StageDirectory, identity: dict[str, Any], settings: Trai
     if settings.mirror:
         r.from_first(lambda: open_mirror(settings.mirror, stage))
     r.from_first(lambda: stage.settle(identity, asdict(settings)))
-    done = r.from_first(stage.model.exists)
+    done = r.from_first(lambda: _stands(stage))
     if done:
         say(f"already done: {stage.model} stands; to train it anew choose another --model_tag, or remove {stage.path}")
     return done
+
+
+def _stands(stage: StageDirectory) -> bool:
+    """Whether the stage's model is there and as it was written; one that is not is removed where checkpoints can make it again.
+
+    Raises UserError where none can.
+    """
+    if not stage.model.exists():
+        return False
+    if (wrong := wrong_in_model(stage.model)) and any(stage.checkpoints.glob("step_*")):
+        warn(f"{wrong}: the model is written again from {stage.checkpoints}")
+        discard(stage.model)
+        return False
+    verify_model(stage.model)
+    return True
 
 
 def train(course: Course, r: Ranks) -> None:
