@@ -1,5 +1,7 @@
 """The chain from text to a word of the model, where a machine is not set up as one would wish."""
 
+import itertools
+import json
 import os
 import shutil
 import subprocess
@@ -9,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, TINY, Finished
+from tests.conftest import ROOT, TINY, Finished, World
 
 KEPT = {name: value for name, value in os.environ.items() if not name.startswith(("LC_", "LANG", "PYTHON", "NANOCHAT", "XDG"))}
 ASCII_ONLY = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii:strict"}
@@ -65,3 +67,28 @@ def test_a_checkout_that_is_read_only_and_no_home(tmp_path: Path) -> None:
     base = tmp_path / "base dir"
     run = runner(base, ["unshare", "-rm", "sh", "-c", READ_ONLY, "sh"], ROOT, ROOT=str(ROOT), HOME="/proc/nowhere")
     chain(run, write_text(tmp_path / "text"), base)
+
+
+JUMPING = """
+import itertools, time
+real, jumps = time.time, itertools.cycle([0, 31_536_000, -31_536_000, 3600, -60])
+time.time = lambda: real() + next(jumps)
+"""
+
+
+def test_a_clock_that_jumps_by_years_changes_no_loss_and_no_duration(world: World, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(JUMPING)
+    flags = (*TINY, "--num_iterations=6", "--save_every=3")
+    jumping = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    for tag, more in (("calm-clock", {}), ("jumping-clock", jumping)):
+        finished = world.run("scripts.base_train", *flags, f"--model_tag={tag}", **more)
+        assert finished.returncode == 0, finished.stderr
+    assert world.losses("jumping-clock") == world.losses("calm-clock")
+    lines = (world.base / "runs/jumping-clock/base/metrics.jsonl").read_text().splitlines()
+    elapsed = [row["elapsed_s"] for row in map(json.loads, lines) if "loss" in row]
+    assert all(0 < first <= second < 300 for first, second in itertools.pairwise(elapsed))
+
+
+def test_no_duration_is_measured_by_a_clock_that_can_be_set() -> None:
+    asked = {path.name for path in (ROOT / "nanochat").rglob("*.py") if "time.time()" in path.read_text(encoding="utf-8")}
+    assert asked == {"protocol.py", "server.py", "clock.py"}  # when an answer was made, and whether the clock is right

@@ -4,10 +4,11 @@ import os
 from pathlib import Path
 
 from nanochat.common.archives import unzip
-from nanochat.common.console import say
+from nanochat.common.checksums import read_checksums, write_checksums, wrong_files
+from nanochat.common.console import say, warn
 from nanochat.common.download import DownloadError, fetch
 from nanochat.common.errors import UserError
-from nanochat.common.files import atomic_path, remove
+from nanochat.common.files import atomic_path, discard, remove, sha256_file
 from nanochat.common.locks import locked
 from nanochat.common.paths import base_dir, named_path
 from nanochat.evals.core.bundle import CORE_FILE, SMALL, open_bundle
@@ -34,6 +35,10 @@ def bundle_directory(bundle: str) -> Path:
             _unpack(path, place)
         return _inner(place)
     place = base_dir() / "eval_bundle"
+    for name, reason in wrong_files(place, read_checksums(place)).items():
+        warn(f"{place / name}: {reason}; the bundle is fetched again")
+        discard(place)
+        break
     if not place.exists():
         _get(place)
     return _inner(place)
@@ -66,6 +71,7 @@ def _unpack(archive: Path, place: Path) -> None:
     with atomic_path(place) as aside:
         unzip(archive, aside, MAX_BYTES, MAX_MEMBERS)
         open_bundle(_inner(aside))
+        write_checksums(aside, {str(path.relative_to(aside)): sha256_file(path) for path in aside.rglob("*") if path.is_file()})
 
 
 def _download(url: str, path: Path) -> None:

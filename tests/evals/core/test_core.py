@@ -149,6 +149,11 @@ def test_the_bundle_is_fetched_once_and_a_bad_one_leaves_nothing(served: str, tm
         assert [path.name for path in base.glob(".*")] == [".eval_bundle.lock"]
     monkeypatch.setenv("NANOCHAT_BUNDLE_URL", f"{served}/eval_bundle.zip")
     assert len(open_bundle(bundle_directory(""))) == 6
+    questions = base / "eval_bundle/eval_bundle/eval_data/opposites.jsonl"
+    whole = questions.read_text()
+    questions.write_text(whole.replace("a", "e", 1))
+    assert len(open_bundle(bundle_directory(""))) == 6
+    assert questions.read_text() == whole
     monkeypatch.setenv("NANOCHAT_BUNDLE_URL", "http://127.0.0.1:9/")
     assert len(open_bundle(bundle_directory(""))) == 6
     shutil.rmtree(base)
