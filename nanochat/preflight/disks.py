@@ -64,7 +64,7 @@ def _speed(settings: PreflightSettings, room: Room, answer: Answer, suffix: str)
     gb = answer.disk.one_checkpoint_gb
     write_s, interval_s = gb * 1e9 / bytes_per_s, settings.save_every * answer.run.plan.time.total
     value = f"{bytes_per_s / 1e6:,.0f} MB/s: a checkpoint of {gb:,.1f} GB in {write_s:,.0f} s"
-    if settings.node().is_this_machine and 0 < SHARE_OF_INTERVAL * interval_s < write_s:
+    if settings.node.is_this_machine and 0 < SHARE_OF_INTERVAL * interval_s < write_s:
         value += f", every {interval_s:,.0f} s"
         return Finding(name, YELLOW, value, "training will wait for it: take a faster disk, or save less often (--save_every)")
     return Finding(name, GREEN, value)

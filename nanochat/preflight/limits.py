@@ -24,7 +24,7 @@ def check(settings: PreflightSettings) -> list[Finding]:
 
 def memory(settings: PreflightSettings, answer: Answer) -> Finding:
     """Of the node, not of its GPUs."""
-    node = settings.node()
+    node = settings.node
     # A checkpoint is written from a copy of all that training holds; without a GPU that and its gradients are in the same memory.
     copies = 1 if node.is_this_machine else 3
     needed_gb = copies * answer.disk.one_checkpoint_gb + node.count * PROCESS_GB
@@ -93,7 +93,7 @@ def shared_memory(settings: PreflightSettings, path: Path = Path("/dev/shm")) ->
     status = os.statvfs(path)
     free = status.f_bavail * status.f_frsize
     value = f"{free / GB:,.1f} GB in {path}"
-    node = settings.node()
+    node = settings.node
     if node.is_this_machine and node.count > 1 and free < ENOUGH_SHM_BYTES:
         return [Finding("shared memory", YELLOW, value, "start the container with --ipc=host or --shm-size=8g")]
     return [Finding("shared memory", GREEN, value)]

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from nanochat.common.errors import UserError
@@ -70,6 +71,7 @@ class PreflightSettings:
         name = os.environ.get("WANDB_RUN", "")
         return "" if name == "dummy" or os.environ.get("WANDB_MODE") in ("offline", "disabled") else name
 
+    @cached_property
     def node(self) -> Node:
         """This node as it is to be used, whether it has as many GPUs or not; without any as if it were the planner's example."""
         found = this_machine()
@@ -78,7 +80,7 @@ class PreflightSettings:
 
     def answer(self) -> Answer:
         """The plan of the run on this node. Raises UserError where there is none."""
-        return Planner(self._plan_settings(), self.node()).answer()
+        return Planner(self._plan_settings(), self.node).answer()
 
     def _plan_settings(self) -> PlanSettings:
         return PlanSettings(

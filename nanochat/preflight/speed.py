@@ -34,7 +34,7 @@ def measure(settings: PreflightSettings) -> list[Figures]:
 
     Under a launcher the ranks are those of the whole job, which measure together: every node calls this at the same time.
     """
-    node, seconds, environ = settings.node(), settings.seconds - TELL_S, os.environ
+    node, seconds, environ = settings.node, settings.seconds - TELL_S, os.environ
     count = node.count
     first = int(environ.get("RANK", "0"))
     shared = {"WORLD_SIZE": environ.get("WORLD_SIZE", str(count)), "GROUP_RANK": environ.get("GROUP_RANK", "0")}

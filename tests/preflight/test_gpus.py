@@ -9,11 +9,9 @@ from nanochat.preflight.check import GREEN, RED, YELLOW, Finding, worst
 from nanochat.preflight.settings import PreflightSettings
 from tests.preflight.nvidia import Machine, uuid
 
-EIGHT = PreflightSettings(nproc_per_node=8)
 
-
-def found(settings: PreflightSettings = EIGHT) -> dict[str, Finding]:
-    return {finding.name: finding for finding in gpus.check(settings)}
+def found(settings: PreflightSettings | None = None) -> dict[str, Finding]:
+    return {finding.name: finding for finding in gpus.check(settings or PreflightSettings(nproc_per_node=8))}
 
 
 def test_eight_healthy_gpus_are_green(machine: Machine) -> None:
