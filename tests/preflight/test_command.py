@@ -7,7 +7,9 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -76,6 +78,22 @@ def test_checks_that_hang_are_ended_and_yellow(machine: Machine, monkeypatch: py
     assert [(each["name"], each["status"]) for each in report["findings"]] == [("GPUs", YELLOW), ("disk", YELLOW), ("ports", GREEN)]
     assert report["findings"][0]["value"] == "could not be looked at: not done after 5 s"
     assert not [each for each in psutil.Process().children(recursive=True) if "nanochat.preflight" in " ".join(each.cmdline())]
+
+
+def test_what_measures_does_not_begin_before_others_on_the_gpus_are_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+
+    def noted(arguments: list[str], seconds: float, environment: dict[str, str]) -> dict[str, Any]:
+        name = arguments[2]
+        if name == "GPUs":
+            time.sleep(0.3)
+        order.append(name)
+        return {}
+
+    monkeypatch.setattr(command, "run", noted)
+    monkeypatch.setattr(command, "CHECKS", ("speed", "GPUs"))
+    look_over(PreflightSettings())
+    assert order == ["GPUs", "speed"]
 
 
 def test_a_check_that_breaks_is_yellow_with_what_it_said(
