@@ -228,10 +228,13 @@ def load_model(directory: Path, device: torch.device, dtype: torch.dtype = torch
     verify_model(directory)
     with torch.device("meta"):
         model = GPT(config)
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    for _ in each_weight(directory, shapes):  # before memory is taken: a config.json from elsewhere can ask for any amount
+        pass
     model = model.to(dtype).to_empty(device=device)
     model.model.init_rotary()
     parameters = dict(model.named_parameters())
-    for name, read in each_weight(directory, {name: tuple(p.shape) for name, p in parameters.items()}):
+    for name, read in each_weight(directory, shapes):
         parameters[name].data.copy_(read(0, parameters[name].size(0)))
     tokenizer = Tokenizer.from_directory(directory)
     check_belongs(directory, tokenizer, config)

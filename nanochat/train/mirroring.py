@@ -18,6 +18,7 @@ from nanochat.common.secrets import hide_in_output
 from nanochat.train.checkpoint_directory import COPIED_FILE, LATEST_FILE, named
 from nanochat.train.mirror import Mirror, one_line
 
+ADDRESS = "CHECKPOINT_MIRROR"
 LOOK_EVERY_S = 1.0
 RETRY_S = (5.0, 15.0, 60.0, 300.0)
 GIVE_UP_S = 60.0
@@ -28,9 +29,10 @@ class Mirroring:
     """Copies what comes to stand of a stage; it ends, at the latest, when this process does. Only the first rank makes one."""
 
     def __init__(self, stage: Path, url: str, keep_every: int):
-        command = [sys.executable, "-m", __name__, str(stage), url, str(keep_every), str(GIVE_UP_S)]
+        command = [sys.executable, "-m", __name__, str(stage), str(keep_every), str(GIVE_UP_S)]
+        environment = {**os.environ, ADDRESS: url}  # not a flag, which every user of the machine could read
         # A session of its own: a signal is training's to answer.
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, start_new_session=True)
         assert self._process.stdout
         os.set_blocking(self._process.stdout.fileno(), False)
         self._left, self._alerts = b"", list[str]()
@@ -149,6 +151,6 @@ if __name__ == "__main__":
     die_at_once_with_starter()
     hide_in_output()
     try:
-        _Copier(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4])).run()
+        _Copier(Path(sys.argv[1]), os.environ[ADDRESS], int(sys.argv[2]), float(sys.argv[3])).run()
     except UserError as error:
         _tell("alert", f"{error}; nothing is copied")

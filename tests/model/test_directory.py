@@ -189,9 +189,10 @@ def test_what_a_person_edits_is_not_damaged(in_several: Path) -> None:
     load_model(in_several, CPU)
 
 
-def test_weights_of_another_shape_are_named(in_several: Path) -> None:
+@pytest.mark.parametrize("size", [384, 10**12])  # the second is more than any machine has
+def test_weights_of_another_shape_are_named(in_several: Path, size: int) -> None:
     (in_several / CHECKSUMS_FILE).unlink()
     config = json.loads((in_several / "config.json").read_text())
-    (in_several / "config.json").write_text(json.dumps(config | {"intermediate_size": 384}))
-    with pytest.raises(UserError, match=r"fc1.weight has shape \(512, 128\), config.json says \(384, 128\)"):
+    (in_several / "config.json").write_text(json.dumps(config | {"intermediate_size": size}))
+    with pytest.raises(UserError, match=rf"fc1.weight has shape \(512, 128\), config.json says \({size}, 128\)"):
         load_model(in_several, CPU)

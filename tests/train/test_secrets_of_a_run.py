@@ -4,8 +4,10 @@ import json
 import subprocess
 from pathlib import Path
 
+import psutil
 import pytest
 
+from nanochat.train.mirroring import Mirroring
 from tests.conftest import TINY, World, wrong_request
 
 SECRETS = {
@@ -55,6 +57,16 @@ def test_nor_does_a_wrong_request(world: World) -> None:
     wrong = world.run("scripts.base_train", *TINY, f"--bundle={ADDRESS}", "--core_metric_every=1", "--model_tag=secret-wrong", **SECRETS)
     wrong_request(wrong, "https://***@example.org")
     assert holding(world.base) == []
+
+
+def test_the_address_of_a_mirror_is_not_in_the_list_of_processes(tmp_path: Path) -> None:
+    copying = Mirroring(tmp_path, MIRROR, -1)
+    try:
+        arguments = psutil.Process(copying._process.pid).cmdline()
+    finally:
+        copying.kill()
+    assert "nanochat.train.mirroring" in arguments
+    assert "pass-of-an-address" not in " ".join(arguments)
 
 
 def test_a_file_that_holds_one_is_found(tmp_path: Path) -> None:
