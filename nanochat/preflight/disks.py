@@ -9,6 +9,7 @@ from nanochat.common.errors import UserError
 from nanochat.common.paths import base_dir
 from nanochat.plan.answer import Answer
 from nanochat.plan.disk import Room, rooms, still_needed
+from nanochat.plan.tables import amount
 from nanochat.preflight.check import GREEN, RED, YELLOW, Finding
 from nanochat.preflight.settings import PreflightSettings
 
@@ -63,7 +64,7 @@ def _speed(settings: PreflightSettings, room: Room, answer: Answer, suffix: str)
         )
     gb = answer.disk.one_checkpoint_gb
     write_s, interval_s = gb * 1e9 / bytes_per_s, settings.save_every * answer.run.plan.time.total
-    value = f"{bytes_per_s / 1e6:,.0f} MB/s: a checkpoint of {gb:,.1f} GB in {write_s:,.0f} s"
+    value = f"{bytes_per_s / 1e6:,.0f} MB/s: a checkpoint of {amount(gb)} GB in {amount(write_s)} s"
     if settings.node.is_this_machine and 0 < SHARE_OF_INTERVAL * interval_s < write_s:
         value += f", every {interval_s:,.0f} s"
         return Finding(name, YELLOW, value, "training will wait for it: take a faster disk, or save less often (--save_every)")

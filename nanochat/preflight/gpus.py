@@ -119,7 +119,7 @@ def _none_found(why: str) -> Finding:
 def _count(settings: PreflightSettings, rows: list[Row]) -> Finding:
     kinds = sorted({row["name"] for row in rows})
     value = ", ".join(f"{sum(row['name'] == kind for row in rows)} × {kind}" for kind in kinds) or "0 GPUs"
-    wanted = max(settings.nproc_per_node, 1)
+    wanted = settings.node.count
     if len(rows) < wanted:
         hidden = ", as CUDA_VISIBLE_DEVICES leaves them" if "CUDA_VISIBLE_DEVICES" in os.environ else ""
         return Finding("GPUs", RED, f"{value}{hidden}; {wanted} are wanted", "set NPROC_PER_NODE lower, or ask for another node")

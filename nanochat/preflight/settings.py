@@ -41,9 +41,9 @@ class PreflightSettings:
     keep_every: int = OFF
     """Steps between checkpoints that are kept for good; -1 for none."""
     nproc_per_node: int = OFF
-    """Processes on this node, one a GPU; -1 for the GPUs found, or one on a CPU."""
+    """Processes on this node, one a GPU; -1 for the GPUs found, or one on a CPU. A launcher knows better."""
     nodes: int = 1
-    """Nodes."""
+    """Nodes; a launcher knows better."""
     data: str = "climbmix"
     """Text to train on, as base_train names it."""
     seconds: float = 40
@@ -76,7 +76,9 @@ class PreflightSettings:
         """This node as it is to be used, whether it has as many GPUs or not; without any as if it were the planner's example."""
         found = this_machine()
         count, gpu = found or (1, parse_gpus(EXAMPLE_NODE)[1])
-        return Node(count if self.nproc_per_node == OFF else self.nproc_per_node, gpu, found is not None)
+        if self.nproc_per_node != OFF:
+            count = self.nproc_per_node
+        return Node(int(os.environ.get("LOCAL_WORLD_SIZE", count)), gpu, found is not None)
 
     def answer(self) -> Answer:
         """The plan of the run on this node. Raises UserError where there is none."""
@@ -93,6 +95,6 @@ class PreflightSettings:
             num_iterations=self.num_iterations,
             keep_every=self.keep_every,
             nproc_per_node=self.nproc_per_node,
-            nodes=self.nodes,
+            nodes=int(os.environ.get("GROUP_WORLD_SIZE", self.nodes)),
             data="fineweb-edu" if self.data == "fineweb-edu" else "climbmix",  # other text is smaller
         )

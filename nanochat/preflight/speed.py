@@ -38,9 +38,7 @@ def measure(settings: PreflightSettings) -> list[Figures]:
     count = node.count
     first = int(environ.get("RANK", "0"))
     shared = {"WORLD_SIZE": environ.get("WORLD_SIZE", str(count)), "GROUP_RANK": environ.get("GROUP_RANK", "0")}
-    shared |= {"LOCAL_WORLD_SIZE": str(count)}
-    if "WORLD_SIZE" not in environ or "OMP_NUM_THREADS" not in environ:
-        shared["OMP_NUM_THREADS"] = environ.get("OMP_NUM_THREADS", str(max(1, usable_cores() // count)))
+    shared |= {"LOCAL_WORLD_SIZE": str(count), "OMP_NUM_THREADS": environ.get("OMP_NUM_THREADS", str(max(1, usable_cores() // count)))}
     with tempfile.TemporaryDirectory(prefix="nanochat-preflight-") as made:
         directory = Path(made)
         store = "" if "WORLD_SIZE" in environ else str(directory / "store")

@@ -109,8 +109,7 @@ def test_a_check_that_breaks_is_yellow_with_what_it_said(
 
 def start_node(here: World, port: int, node: int, nproc: int, files: int = 4096, **environment: str) -> "subprocess.Popen[str]":
     arguments = [sys.executable, "-m", "scripts.launch", "--nnodes=2", f"--node_rank={node}", f"--nproc_per_node={nproc}"]
-    arguments += ["--master_addr=127.0.0.1", f"--master_port={port}", "-m", "scripts.preflight", "--", *SMALL, "--nodes=2"]
-    arguments += [f"--nproc_per_node={nproc}", "--json"]
+    arguments += ["--master_addr=127.0.0.1", f"--master_port={port}", "-m", "scripts.preflight", "--", *SMALL, "--json"]
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     return subprocess.Popen(
         arguments,

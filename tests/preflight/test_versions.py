@@ -30,11 +30,19 @@ def test_what_is_installed_here_is_what_this_project_asks_for() -> None:
 def test_packages_that_are_missing_or_of_another_version(tmp_path: Path) -> None:
     root = project(tmp_path, "numpy>=99", "no-such-package>=1", "safetensors>=0.1", "no-such-either; sys_platform == 'beos'", pinned="1.0")
     finding = versions.packages(root)
-    assert finding.status == RED
+    assert finding.status == YELLOW
     assert "no-such-package is missing" in finding.value
     assert "not >=99" in finding.value
     assert "safetensors" not in finding.value
     assert "either" not in finding.value
+
+
+def test_a_torch_that_is_too_old_or_missing_is_red(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = project(tmp_path, "torch>=99", pinned="99.0")
+    assert versions.packages(root).status == RED
+    monkeypatch.setattr(versions, "_version", lambda name: "")
+    assert versions.packages(root).status == RED
+    assert "torch is missing" in versions.packages(root).value
 
 
 def test_another_torch_than_the_tested_one_is_yellow(tmp_path: Path) -> None:
