@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 os.environ["NANOCHAT_BASE_DIR"] = str(
     Path(tempfile.gettempdir()) / f"nanochat-tests-{os.getuid()}" / "nothing"
 )  # not this machine's profile
+os.environ["NANOCHAT_DOWNLOAD_FIRST_WAIT_S"] = "0.01"  # nobody is far away
 VOCAB_SIZE = 700
 
 hypothesis.settings.register_profile("house", deadline=None, database=None)

@@ -72,6 +72,10 @@ class Patience:
                     raise UserError(f"{name}={text}: must be a number above zero")
         return cls(**found)
 
+    def wait_s(self, failures: int) -> float:
+        """Seconds to wait after so many failures in a row, some more or less: many who fail alike do not come back together."""
+        return min(LONGEST_WAIT_S, self.first_wait_s * 2 ** (failures - 1)) * random.uniform(0.75, 1.25)
+
 
 @dataclasses.dataclass(frozen=True)
 class Published:
@@ -211,13 +215,14 @@ class _Body:
             raise _TryAgainError(f"it broke off after {size:,} of {total:,} bytes")
 
 
-def ask(method: str, url: str, headers: dict[str, str] | None = None) -> "httpx.Response":
-    """The answer to a request without a body; redirects to other hosts are answers. Raises DownloadError when none comes, or a refusal."""
+def ask(method: str, url: str, headers: dict[str, str] | None = None, silence_s: float = 0.0) -> "httpx.Response":
+    """The answer to a request without a body; redirects to other hosts are answers. It is waited for `silence_s` seconds, by
+    default as long as for a download. Raises DownloadError when none comes, or a refusal."""
 
     def once() -> "httpx.Response":
         place = url
         for _ in range(MOST_REDIRECTS):
-            reply = _client(Patience.set().silence_s).request(method, place, headers=headers, follow_redirects=False)
+            reply = _client(silence_s or Patience.set().silence_s).request(method, place, headers=headers, follow_redirects=False)
             moved = reply.headers.get("Location", "") if reply.is_redirect else ""
             if not moved.startswith("/") or moved.startswith("//"):
                 break
@@ -247,8 +252,7 @@ def _patiently(url: str, attempt: Callable[[], T], progress: Callable[[], int]) 
             hopeless = isinstance(error, httpx.UnsupportedProtocol | httpx.InvalidURL)
             if hopeless or failures >= patience.attempts:
                 raise DownloadError(f"{url} cannot be fetched, after {failures} attempt{'s' * (failures > 1)}: {reason}") from None
-            backoff_s = min(LONGEST_WAIT_S, patience.first_wait_s * 2 ** (failures - 1)) * random.uniform(0.75, 1.25)
-            wait_s = max(backoff_s, error.wait_s if isinstance(error, _TryAgainError) else 0.0)
+            wait_s = max(patience.wait_s(failures), error.wait_s if isinstance(error, _TryAgainError) else 0.0)
             say(f"{url}: {reason}; trying again in {wait_s:.0f} s")
             time.sleep(wait_s)
 

@@ -3,8 +3,7 @@
 import contextlib
 import hashlib
 import os
-import urllib.error
-import urllib.request
+import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -12,14 +11,13 @@ from typing import Any
 
 from nanochat.common import hub
 from nanochat.common.console import is_terminal, warn
-from nanochat.common.download import WRONG_CONTENTS
+from nanochat.common.download import WRONG_CONTENTS, DownloadError, Patience, ask
 from nanochat.common.errors import UserError
 from nanochat.common.files import full_disk
 from nanochat.evals.tasks.task import TaskUnavailable
 from nanochat.tokenizer.conversation import Conversation, check_conversation
 
-PROBE_TIMEOUT_S = 5.0
-PROBES = 2
+PROBE_SILENCE_S = 5.0
 ENDINGS = {".parquet": "parquet", ".jsonl": "json", ".jsonl.gz": "json", ".jsonl.zst": "json", ".json": "json"}
 
 
@@ -75,7 +73,7 @@ class HubDataset:
             os.environ["HF_HUB_OFFLINE"] = "1"  # what was fetched before is found, and nothing waits for the network
         with _quiet_datasets() as datasets:
             try:
-                return self._verified(datasets)
+                return self._patiently(datasets)
             except datasets.exceptions.DatasetNotFoundError as error:
                 raise UserError(f"{_endpoint()} has no dataset {self.id}, or does not let you read it: {_reason(error)}") from None
             except (ConnectionError, FileNotFoundError, OSError) as error:
@@ -89,6 +87,22 @@ class HubDataset:
                 if hub_answers():
                     raise UserError(f"{self.where}: {_reason(error)}") from None
                 raise TaskUnavailable(f"{self.id} is not in the cache of datasets, and {_endpoint()} does not answer") from None
+
+    def _patiently(self, datasets: Any) -> Any:
+        """As _verified, again after growing waits while the hub answers but fails for the moment."""
+        patience = Patience.set()
+        for failures in range(1, patience.attempts + 1):
+            try:
+                return self._verified(datasets)
+            except datasets.exceptions.DatasetNotFoundError:
+                raise
+            except (ConnectionError, OSError) as error:
+                if full_disk(error) or failures == patience.attempts or not hub_answers():
+                    raise
+                wait_s = patience.wait_s(failures)
+                warn(f"{self.id}: {_reason(error)}; trying again in {wait_s:.0f} s")
+                time.sleep(wait_s)
+        raise AssertionError("the last attempt returns or raises")
 
     def _verified(self, datasets: Any) -> Any:
         """The rows, made of files that are those that the hub publishes; one that is not is removed and fetched again."""
@@ -172,23 +186,13 @@ def _endpoint() -> str:
 @cache
 def hub_answers() -> bool:
     """Whether the hub can be reached now, found out once: the libraries would try for minutes, for every dataset anew."""
-    if os.environ.get("HF_HUB_OFFLINE") in ("1", "true", "TRUE", "ON") or os.environ.get("HF_DATASETS_OFFLINE") in (
-        "1",
-        "true",
-        "TRUE",
-        "ON",
-    ):
+    if any(os.environ.get(name, "").upper() in ("1", "TRUE", "ON", "YES") for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")):
         return False
-    for _ in range(PROBES):
-        try:
-            urllib.request.urlopen(urllib.request.Request(_endpoint(), method="HEAD"), timeout=PROBE_TIMEOUT_S).close()
-            return True
-        except urllib.error.HTTPError as error:
-            if error.code < 500:
-                return True
-        except OSError:
-            continue
-    return False
+    try:
+        ask("HEAD", _endpoint(), silence_s=PROBE_SILENCE_S)
+    except DownloadError as error:
+        return bool(error.status)  # a refusal is an answer
+    return True
 
 
 @contextlib.contextmanager

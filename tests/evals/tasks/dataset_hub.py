@@ -4,6 +4,7 @@ import contextlib
 import fnmatch
 import hashlib
 import http.server
+import itertools
 import json
 import re
 import urllib.parse
@@ -17,11 +18,14 @@ COMMIT = "89abcdef0123456789abcdef0123456789abcdef"
 
 
 @contextlib.contextmanager
-def serve(root: Path, damaged: list[str] | None = None) -> Iterator[str]:
+def serve(root: Path, damaged: list[str] | None = None, busy: dict[int, int] | None = None) -> Iterator[str]:
     """Serve `root/OWNER/NAME/…` as dataset repositories; yields what HF_ENDPOINT is to be.
 
-    A file whose name is in `damaged` is sent with a wrong byte, each time that it stands there once.
+    A file whose name is in `damaged` is sent with a wrong byte, each time that it stands there once; requests are answered
+    with the statuses of `busy`, by their number.
     """
+
+    numbers = itertools.count()
 
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -41,6 +45,8 @@ def serve(root: Path, damaged: list[str] | None = None) -> Iterator[str]:
             return self.plain(404)
 
         def answer(self, with_body: bool) -> None:
+            if status := (busy or {}).get(next(numbers)):
+                return self.plain(status, {"Retry-After": "0"})
             path, _, query = self.path.partition("?")
             path = urllib.parse.unquote(path)
             if path == "/":

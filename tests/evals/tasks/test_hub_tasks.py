@@ -88,7 +88,7 @@ def from_hub(endpoint: str, home: Path, *names: str, **more: str) -> dict[str, A
     finished = subprocess.run([sys.executable, "-c", PROGRAM, *names], env=environment, capture_output=True, text=True, timeout=120)
     assert finished.returncode == 0, finished.stderr
     assert "\r" not in finished.stderr
-    answer: dict[str, Any] = json.loads(finished.stdout)
+    answer: dict[str, Any] = json.loads(finished.stdout.splitlines()[-1])
     return answer
 
 
@@ -111,6 +111,13 @@ def test_a_hub_that_is_away_or_has_no_such_dataset(copies: Path, tmp_path: Path)
         none = from_hub(endpoint, tmp_path / "other", "GSM8K")
     assert none["GSM8K"][0] == "UserError"
     assert "no dataset openai/gsm8k" in none["GSM8K"][1]
+
+
+@pytest.mark.parametrize(("status", "served"), [(429, 0), (503, 3)])
+def test_a_hub_that_is_busy_for_the_moment_is_asked_again(copies: Path, tmp_path: Path, status: int, served: int) -> None:
+    with serve(copies, busy=dict.fromkeys(range(served, served + 2), status)) as endpoint:
+        online = from_hub(endpoint, tmp_path, "GSM8K")
+    assert online["GSM8K"] == [20, json.loads(json.dumps(dict(task_of("GSM8K", copies).examples("test")[3])))]
 
 
 def test_a_file_that_arrives_wrong_is_fetched_again_and_at_last_given_up(copies: Path, tmp_path: Path) -> None:
