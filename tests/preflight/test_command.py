@@ -107,9 +107,20 @@ def test_a_check_that_breaks_is_yellow_with_what_it_said(
     assert said.endswith("verdict: yellow (disk)\n")
 
 
-def start_node(here: World, port: int, node: int, nproc: int, files: int = 4096, **environment: str) -> "subprocess.Popen[str]":
+def start_node(
+    here: World, port: int, node: int, nproc: int, files: int = 4096, seconds: str = "240", **environment: str
+) -> "subprocess.Popen[str]":
     arguments = [sys.executable, "-m", "scripts.launch", "--nnodes=2", f"--node_rank={node}", f"--nproc_per_node={nproc}"]
-    arguments += ["--master_addr=127.0.0.1", f"--master_port={port}", "-m", "scripts.preflight", "--", *SMALL, "--json"]
+    arguments += [
+        "--master_addr=127.0.0.1",
+        f"--master_port={port}",
+        "-m",
+        "scripts.preflight",
+        "--",
+        *SMALL,
+        f"--seconds={seconds}",
+        "--json",
+    ]
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     return subprocess.Popen(
         arguments,
@@ -163,6 +174,27 @@ def test_it_is_ended_with_all_that_it_started(here: World, number: int, status: 
     gone, alive = psutil.wait_procs(children, timeout=20)
     assert not alive
     assert len(gone) >= 5
+
+
+def test_a_node_that_is_silent_is_named(here: World) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    silent = start_node(here, port, 1, 1)
+    first = start_node(here, port, 0, 1, seconds="5")
+    try:
+        asked: list[psutil.Process] = []
+        while not asked:
+            assert silent.poll() is None
+            asked = [each for each in psutil.Process(silent.pid).children() if "scripts.preflight" in each.cmdline()]
+        asked[0].suspend()
+        told = json.loads(first.communicate(timeout=300)[0])
+    finally:
+        asked[0].kill()
+        silent.communicate(timeout=60)
+    assert first.returncode == 2
+    findings = {each["name"]: each for each in told["findings"]}
+    assert findings["node 1: report"]["status"] == RED
+    assert findings["node 1: report"]["value"].startswith("has not reported in ")
 
 
 def test_a_port_that_is_taken_is_one_line(here: World) -> None:
