@@ -17,6 +17,7 @@ from torch.futures import Future
 from nanochat.common.checksums import CHECKSUMS_FILE, read_checksums, write_checksums
 from nanochat.common.errors import UserError
 from nanochat.common.files import fsync_path, publish, remove, sha256_file, write_json
+from nanochat.train.safe_metadata import load_metadata
 
 STATE_FILE = "state.json"
 METADATA_FILE = ".metadata"
@@ -116,6 +117,7 @@ class StepWriter(FileSystemWriter):
                 if isinstance(each, Checksums):
                     checksums |= each.of
             super().finish(metadata, [[each for each in result if not isinstance(each, Checksums)] for result in results])
+            load_metadata(self.aside)  # a torch that writes more than is read here is found out now, not when a run is to go on
             write_json(self.aside / STATE_FILE, self.state)
             checksums |= {name: sha256_file(self.aside / name) for name in (STATE_FILE, METADATA_FILE)}
             write_checksums(self.aside, checksums)

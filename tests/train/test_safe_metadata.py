@@ -13,8 +13,10 @@ import torch
 from torch.distributed.checkpoint import FileSystemReader, metadata
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 
+from nanochat.common.checksums import read_checksums, write_checksums
 from nanochat.common.errors import UserError
-from nanochat.common.files import read_json, sha256_file, write_json
+from nanochat.common.files import sha256_file
+from nanochat.train import safe_metadata
 from nanochat.train.checkpoint import Checkpoints, RunState, load_checkpoint_weights
 from nanochat.train.safe_metadata import load_metadata
 from tests.processes import run_ranks
@@ -27,6 +29,22 @@ def save(ranks: Any, directory: Path) -> None:
     train(model, optimizers, 1)
     checkpoints.save(RunState(1), model, optimizers)
     checkpoints.wait()
+
+
+def save_by_a_torch_that_writes_more(ranks: Any, directory: Path) -> tuple[str, list[str]]:
+    """What is said and what is there when the metadata names something that is not read here."""
+    del safe_metadata.ALLOWED[safe_metadata.STORAGE_MODULE, "_StorageInfo"]
+    try:
+        save(ranks, directory)
+    except RuntimeError as error:
+        return str(error), [path.name for path in directory.iterdir()]
+    return "", []
+
+
+def test_what_could_not_be_read_again_is_no_checkpoint(tmp_path: Path) -> None:
+    [(said, there)] = run_ranks(1, save_by_a_torch_that_writes_more, tmp_path)
+    assert "_StorageInfo, which no list of tensors needs" in said
+    assert there == []
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +63,12 @@ def copy(saved: Path, tmp_path: Path) -> Path:
 def put(path: Path, pickled: bytes) -> None:
     """Give a checkpoint another `.metadata`, with the checksum that belongs to it."""
     (path / ".metadata").write_bytes(pickled)
-    write_json(path / "checksums.json", {**read_json(path / "checksums.json"), ".metadata": sha256_file(path / ".metadata")})
+    rewrite_checksums(path)
+
+
+def rewrite_checksums(path: Path) -> None:
+    """Make a checkpoint's checksums those of its files as they are now."""
+    write_checksums(path, {name: sha256_file(path / name) for name in read_checksums(path)})
 
 
 def test_an_honest_one_says_what_torch_reads_in_it(saved: Path) -> None:
@@ -159,9 +182,8 @@ def test_a_part_that_is_more_than_a_tensor_is_refused(copy: Path, tmp_path: Path
         shutil.copy(part, file)
     kept.storage_data = {index: replace(each, offset=0, length=part.stat().st_size) for index, each in kept.storage_data.items()}
     put(copy, pickle.dumps(kept))
-    sums = {file: sha256_file(copy / file) for file in read_json(copy / "checksums.json")}
-    write_json(copy / "checksums.json", sums)
-    with pytest.raises(UserError, match="cannot be read"):
+    rewrite_checksums(copy)
+    with pytest.raises(UserError, match="Weights only load failed"):
         load_checkpoint_weights(copy, {name: torch.empty(wanted.size)})
     assert not canary.exists()
     torch.load(part, weights_only=False).close()
