@@ -16,7 +16,7 @@ from nanochat.preflight.check import GREEN, RED, YELLOW, Finding, worst
 from nanochat.preflight.settings import PreflightSettings
 from nanochat.tune.children import Broke, run
 
-CHECKS = ("GPUs", "speed", "disk", "limits", "hub", "wandb", "clock", "ports", "versions")
+CHECKS = ("GPUs", "speed", "disk", "limits", "hub", "wandb", "mirror", "clock", "ports", "versions")
 EXIT_INTERRUPTED = 130
 GPUS_S = 12.0  # that measuring waits for
 LATER_S = 6.0  # that another node may begin later

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from nanochat.common.processes import die_with_starter
-from nanochat.preflight import clock, disks, gpus, limits, network, ports, speed, versions
+from nanochat.preflight import clock, disks, gpus, limits, mirror, network, ports, speed, versions
 from nanochat.preflight.check import Finding
 from nanochat.preflight.settings import PreflightSettings
 
@@ -17,6 +17,7 @@ CHECKS: dict[str, Callable[[PreflightSettings], list[Finding]]] = {
     "limits": limits.check,
     "hub": network.check_hub,
     "wandb": network.check_wandb,
+    "mirror": mirror.check,
     "clock": clock.check,
     "ports": ports.check,
     "versions": versions.check,
