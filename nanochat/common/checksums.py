@@ -62,6 +62,13 @@ def wrong_file(path: Path) -> str:
     return wrong_files(path.parent, {path.name: digest}).get(path.name, "") if digest else ""
 
 
+def remember(path: Path, digest: str) -> None:
+    """Take a file for one that was held against its digest: who calls it has just done so."""
+    memory = _Memory(path.parent)
+    memory.learn(path.name, _stamp(path, digest))
+    memory.keep()
+
+
 def _stamp(path: Path, digest: str) -> list[Any]:
     """What changes when a file does. Its time of change, unlike that of its content, cannot be set back."""
     status = path.stat()

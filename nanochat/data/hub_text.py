@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 
 from nanochat.common import hub
-from nanochat.common.checksums import read_checksums, write_checksums, wrong_files
+from nanochat.common.checksums import read_checksums, remember, write_checksums, wrong_files
 from nanochat.common.console import Progress, warn
 from nanochat.common.download import DownloadError, fetch
 from nanochat.common.errors import UserError
@@ -138,7 +138,9 @@ def _download(source: Source, revision: str, index: int) -> int:
             return path.stat().st_size
     size = fetch(file.url, path, file.published, hub.headers(), _wrong)
     if not digest:
-        _keep_checksum(path, sha256_file(path))
+        _keep_checksum(path, digest := sha256_file(path))
+    with _checksums_lock:
+        remember(path, digest)
     return size
 
 

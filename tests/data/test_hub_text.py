@@ -11,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from nanochat.common import checksums
 from nanochat.common.files import read_json
+from nanochat.data import hub_text
+from nanochat.data.sources import CLIMBMIX
 from nanochat.data.text_shards import iter_texts, write_parquet
 from tests.data.hub_server import COMMIT, Hub, serve
 
@@ -219,3 +222,13 @@ def test_a_killed_download_goes_on(hub: Hub, tmp_path: Path) -> None:
     assert hub.ranges[1].startswith("bytes=")
     assert (tmp_path / "base/data/climbmix" / VAL).read_bytes() == hub.files[VAL]
     assert list((tmp_path / "base").glob("data/climbmix/.*")) == []
+
+
+def test_what_was_held_against_the_hub_is_not_read_again(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert dataset(tmp_path, hub.endpoint, "--num_shards", "2").returncode == 0
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path / "base"))
+    monkeypatch.setattr(checksums, "digest_of", lambda path, digits: "read again")
+    assert hub_text.is_there(CLIMBMIX, 2)
+    shard = tmp_path / "base/data/climbmix/shard_00001.parquet"
+    shard.write_bytes(shard.read_bytes())
+    assert not hub_text.is_there(CLIMBMIX, 2)
