@@ -22,6 +22,8 @@ for name in NPROC_PER_NODE NNODES NODE_RANK NUM_SHARDS MAX_RESTARTS; do
   [[ "${!name:-0}" =~ ^[0-9]+$ ]] || { echo "error: $name=${!name}: must be a whole number" >&2; exit 2; }
 done
 
+[ -n "${NANOCHAT_BASE_DIR:-${HOME:-}}" ] || { echo "error: there is no HOME: set NANOCHAT_BASE_DIR to the directory where everything is to be kept" >&2; exit 2; }
+
 DATA=climbmix
 source ./setup.sh
 if [ "$PLAN" = true ]; then

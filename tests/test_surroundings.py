@@ -92,3 +92,11 @@ def test_a_clock_that_jumps_by_years_changes_no_loss_and_no_duration(world: Worl
 def test_no_duration_is_measured_by_a_clock_that_can_be_set() -> None:
     asked = {path.name for path in (ROOT / "nanochat").rglob("*.py") if "time.time()" in path.read_text(encoding="utf-8")}
     assert asked == {"protocol.py", "server.py", "clock.py"}  # when an answer was made, and whether the clock is right
+
+
+def test_without_a_home_the_run_script_asks_where_to_keep_things(tmp_path: Path) -> None:
+    environment = {name: value for name, value in KEPT.items() if name != "HOME"}
+    finished = subprocess.run(["bash", str(ROOT / "run3b.sh"), "--rehearse"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert finished.returncode == 2
+    assert finished.stderr == "error: there is no HOME: set NANOCHAT_BASE_DIR to the directory where everything is to be kept\n"
+    assert finished.stdout == ""
