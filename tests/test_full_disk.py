@@ -17,6 +17,7 @@ from nanochat.common.files import append_line, atomic_path, full_disk
 from tests.conftest import VOCAB_SIZE, Finished, World, wrong_request
 from tests.data.hub_server import Hub, serve
 from tests.data.test_hub_text import parquet
+from tests.model.test_find import is_there
 
 DISK_BYTES = 48_000_000
 
@@ -103,6 +104,8 @@ def test_a_command_whose_disk_is_full(world: World, trained: Path, disk: Disk, t
         done = run()
     assert done.returncode == 0, done.stderr
     assert list(disk.place.glob(result))
+    if result.startswith("runs/trained/base/"):
+        assert is_there(disk.place / "runs/trained", result.removeprefix("runs/trained/"))  # the run script does not ask for it again
     whole = disk.files()
     for name, content in left.items():
         json.loads(content) if name.endswith(".json") else None
