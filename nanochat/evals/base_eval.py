@@ -93,7 +93,12 @@ def _overlap(s: BaseEvalSettings, directory: Path, tasks: list[CoreTask]) -> dic
     shards = text_shards(name).train
     looked_at = shards if s.overlap_shards < 0 else shards[: s.overlap_shards]
     questions = {task.name: [question.text for question in task.questions] for task in tasks}
-    return count_overlap(questions, _texts(looked_at)).to_json(f"{len(looked_at)} of {len(shards)} training shards of {name}")
+    try:
+        found = count_overlap(questions, _texts(looked_at))
+    except UserError as error:  # a damaged shard: what was measured is kept all the same
+        warn(f"the questions are not looked for in the training text: {error}")
+        return None
+    return found.to_json(f"{len(looked_at)} of {len(shards)} training shards of {name}")
 
 
 def _texts(shards: list[Path]) -> Iterator[list[str]]:

@@ -1,10 +1,15 @@
 """Questions that stand in the training text are found, and only these."""
 
 import random
+from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nanochat.data.text_shards import write_shard
+from nanochat.evals.base_eval_settings import BaseEvalSettings
+from nanochat.evals.core.bundle import CoreTask, Question
 from nanochat.evals.overlap import N, count_overlap, gram_hashes, word_numbers, words
 
 TEXT = "It was a bright cold day in the middle of a long spring and all of the clocks in the town were striking one after another"
@@ -46,3 +51,23 @@ def test_hashes_tell_orders_apart() -> None:
     numbers = word_numbers(words("one two three two one"))
     assert len(set(gram_hashes(numbers, 2).tolist())) == 4
     assert len(gram_hashes(numbers, 6)) == 0
+
+
+def test_a_damaged_shard_costs_the_overlap_and_not_the_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from nanochat.evals.base_eval import _overlap
+
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path))
+    shards = [tmp_path / f"data/python/shard_{number:05d}.parquet" for number in (0, 31)]
+    for shard in shards:
+        write_shard(shard, [TEXT] * 100, keep_checksum=True)
+    tasks = [CoreTask("a", "language_modeling", 0, " ", 0.0, [Question((TEXT,), ("one",), 0)])]
+    settings = BaseEvalSettings(data="python")
+    found = _overlap(settings, tmp_path, tasks)
+    assert found is not None
+    assert found["found"] == 1
+    whole = shards[0].read_bytes()
+    shards[0].write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
+    assert _overlap(settings, tmp_path, tasks) is None
+    assert "shard_00000.parquet: its checksum is not" in capsys.readouterr().err
