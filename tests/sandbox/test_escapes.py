@@ -19,7 +19,7 @@ from tests.sandbox.attempts import ALONE, BATCHES, NEEDS_MORE, SECRET
 
 CAGES = [name for name in mechanisms() if run_module._works(name)]
 
-pytestmark = pytest.mark.skipif(platform.machine() != "x86_64" or sys.platform != "linux", reason="the attempts know x86-64's numbers")
+knows_numbers = pytest.mark.skipif(platform.machine() != "x86_64" or sys.platform != "linux", reason="the attempts know x86-64's numbers")
 
 
 @cache
@@ -36,6 +36,7 @@ def test_there_are_many_attempts() -> None:
     assert sum(map(len, BATCHES.values())) + len(ALONE) > 200
 
 
+@knows_numbers
 @pytest.mark.parametrize("cage", CAGES)
 def test_no_attempt_succeeds(cage: Mechanism) -> None:
     found = made(cage)
@@ -49,6 +50,7 @@ def test_no_attempt_succeeds(cage: Mechanism) -> None:
     assert most_kib < 600 * 1024
 
 
+@knows_numbers
 def test_the_same_attempts_succeed_without_a_cage() -> None:
     """Or the test above would prove nothing."""
     found = made("none")
