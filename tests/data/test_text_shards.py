@@ -93,7 +93,7 @@ def test_broken_shards_are_named_with_what_to_do(damage: str) -> None:
     with pytest.raises(UserError) as caught:
         list(iter_texts(path))
     assert str(path) in str(caught.value)
-    assert "delete it" in str(caught.value)
+    assert "which makes it again" in str(caught.value)
     assert "python -m scripts.dataset --data python" in str(caught.value)
 
 
