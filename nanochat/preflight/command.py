@@ -12,6 +12,7 @@ from nanochat.common.cli import EXIT_WRONG_REQUEST, leave_alone
 from nanochat.common.console import is_first_rank, is_terminal, say
 from nanochat.common.errors import UserError
 from nanochat.common.paths import base_path
+from nanochat.common.processes import DIES_WITH
 from nanochat.preflight.check import GREEN, RED, YELLOW, Finding, worst
 from nanochat.preflight.settings import PreflightSettings
 from nanochat.tune.children import Broke, run
@@ -50,7 +51,7 @@ def preflight(settings: PreflightSettings) -> None:
 
 def look_over(settings: PreflightSettings) -> dict[str, Any]:
     """What the checks of this node find, and what its ranks measure: `findings` and `figures`."""
-    own = {name: os.environ[name] for name in OF_THE_JOB if name in os.environ} | {"NANOCHAT_DIES_WITH": str(os.getpid())}
+    own = {name: os.environ[name] for name in OF_THE_JOB if name in os.environ} | {DIES_WITH: str(os.getpid())}
     ends, unused = time.monotonic() + settings.seconds, threading.Event()
 
     def check(name: str) -> dict[str, Any]:

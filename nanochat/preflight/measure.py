@@ -20,7 +20,7 @@ from torch import Tensor
 
 from nanochat.common.cli import leave_alone
 from nanochat.common.files import write_json
-from nanochat.common.processes import die_with_starter
+from nanochat.common.processes import DIES_WITH, die_with_starter
 from nanochat.parallel.ranks import pick_device
 from nanochat.preflight.speed import PARTS
 
@@ -169,6 +169,8 @@ def _launchers_store(patience: timedelta) -> dist.Store:
 
 if __name__ == "__main__":
     die_with_starter()
+    if os.environ.get(DIES_WITH) != str(os.getppid()):
+        leave_alone("", 1)  # the starter has died while torch was imported
     wanted = json.loads(sys.argv[1])
     try:
         main(Path(wanted["path"]), wanted["store"], wanted["patience_s"], wanted["has_gpu"])

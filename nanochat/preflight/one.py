@@ -1,9 +1,16 @@
 """One check in a process of its own, which may hang or break alone: `python -m nanochat.preflight.one NAME SETTINGS`, in JSON."""
 
 import json
+import os
+import shutil
+import signal
 import sys
+import tempfile
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
 
 from nanochat.common.processes import die_with_starter
 from nanochat.preflight import clock, disks, gpus, limits, mirror, network, ports, speed, versions
@@ -27,8 +34,15 @@ CHECKS: dict[str, Callable[[PreflightSettings], list[Finding]]] = {
 def look(name: str, settings: PreflightSettings) -> dict[str, Any]:
     """What a check has found; of the speeds the figures of this node's ranks, which are judged with those of the others."""
     if name == SPEED:
-        return {"figures": speed.measure(settings)}
+        with tempfile.TemporaryDirectory(prefix="nanochat-preflight-") as directory:
+            signal.signal(signal.SIGTERM, partial(_leave, directory))
+            return {"figures": speed.measure(settings, Path(directory))}
     return {"findings": [finding.to_json() for finding in CHECKS[name](settings)]}
+
+
+def _leave(directory: str, number: int, frame: FrameType | None) -> NoReturn:
+    shutil.rmtree(directory, ignore_errors=True)
+    os._exit(128 + number)
 
 
 if __name__ == "__main__":

@@ -3,12 +3,12 @@
 import json
 import os
 import statistics
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from nanochat.common.files import read_json
+from nanochat.common.processes import DIES_WITH
 from nanochat.plan.hardware import gpu_named
 from nanochat.plan.profile import usable_cores
 from nanochat.preflight.check import GREEN, RED, YELLOW, Finding
@@ -29,8 +29,8 @@ PAIR_FAIR = 0.7
 Figures = dict[str, Any]
 
 
-def measure(settings: PreflightSettings) -> list[Figures]:
-    """What the ranks of this node have measured, as measure.py writes it; `error` says how one failed.
+def measure(settings: PreflightSettings, directory: Path) -> list[Figures]:
+    """What the ranks of this node have measured, as measure.py writes it into an empty directory; `error` says how one failed.
 
     Under a launcher the ranks are those of the whole job, which measure together: every node calls this at the same time.
     """
@@ -39,24 +39,22 @@ def measure(settings: PreflightSettings) -> list[Figures]:
     first = int(environ.get("RANK", "0"))
     shared = {"WORLD_SIZE": environ.get("WORLD_SIZE", str(count)), "GROUP_RANK": environ.get("GROUP_RANK", "0")}
     shared |= {"LOCAL_WORLD_SIZE": str(count), "OMP_NUM_THREADS": environ.get("OMP_NUM_THREADS", str(max(1, usable_cores() // count)))}
-    with tempfile.TemporaryDirectory(prefix="nanochat-preflight-") as made:
-        directory = Path(made)
-        store = "" if "WORLD_SIZE" in environ else str(directory / "store")
+    store = "" if "WORLD_SIZE" in environ else str(directory / "store")
 
-        def one(local_rank: int) -> Figures:
-            path = directory / f"rank{local_rank}.json"
-            own = {"RANK": str(first + local_rank), "LOCAL_RANK": str(local_rank), "NANOCHAT_DIES_WITH": str(os.getpid())}
-            request = json.dumps({"path": str(path), "store": store, "patience_s": seconds, "has_gpu": node.is_this_machine})
-            error = ""
-            try:
-                run(["-m", MEASURE, request], seconds, shared | own)
-            except Broke as broke:
-                error = str(broke)
-            known = {"rank": first + local_rank, "local_rank": local_rank, "node": int(shared["GROUP_RANK"]), "at": PARTS[0]}
-            return known | (read_json(path) if path.is_file() else {}) | {"error": error}
+    def one(local_rank: int) -> Figures:
+        path = directory / f"rank{local_rank}.json"
+        own = {"RANK": str(first + local_rank), "LOCAL_RANK": str(local_rank), DIES_WITH: str(os.getpid())}
+        request = json.dumps({"path": str(path), "store": store, "patience_s": seconds, "has_gpu": node.is_this_machine})
+        error = ""
+        try:
+            run(["-m", MEASURE, request], seconds, shared | own)
+        except Broke as broke:
+            error = str(broke)
+        known = {"rank": first + local_rank, "local_rank": local_rank, "node": int(shared["GROUP_RANK"]), "at": PARTS[0]}
+        return known | (read_json(path) if path.is_file() else {}) | {"error": error}
 
-        with ThreadPoolExecutor(count) as pool:
-            return list(pool.map(one, range(count)))
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(one, range(count)))
 
 
 def judge(figures: list[Figures]) -> list[Finding]:

@@ -1,5 +1,6 @@
 """Speeds: really measured on a CPU, and judged where one of eight GPUs is slow."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -95,36 +96,38 @@ def test_every_pair_of_the_ring_has_its_round(ranks: int) -> None:
     assert sorted(pair for pairs in made for pair in pairs) == sorted(ring)
 
 
-def measured(machine: Machine, monkeypatch: pytest.MonkeyPatch, ranks: int, seconds: float = 240) -> list[dict[str, Any]]:
+def measured(machine: Machine, monkeypatch: pytest.MonkeyPatch, directory: Path, ranks: int, seconds: float = 240) -> list[dict[str, Any]]:
     machine(says="No devices were found", status=6)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    return speed.measure(PreflightSettings(nproc_per_node=ranks, seconds=seconds + speed.TELL_S))
+    return speed.measure(PreflightSettings(nproc_per_node=ranks, seconds=seconds + speed.TELL_S), directory)
 
 
-def test_three_ranks_measure_together(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    figures = measured(machine, monkeypatch, 3)
+def test_three_ranks_measure_together(machine: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    figures = measured(machine, monkeypatch, tmp_path, 3)
     assert [each["error"] for each in figures] == ["", "", ""]
     assert [each["rank"] for each in figures] == [0, 1, 2]
     assert all(each["flops"] > 0 and each["link_bytes_per_s"] > 0 and each["next_bytes_per_s"] > 0 and not each["at"] for each in figures)
     assert [(each.name, each.status) for each in speed.judge(figures)] == [("speed", GREEN), ("links", GREEN)]
 
 
-def test_a_rank_that_breaks_is_red_and_named(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rank_that_breaks_is_red_and_named(machine: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(speed, "MEASURE", "tests.preflight.broken_measure")
-    findings = {finding.name: finding for finding in speed.judge(measured(machine, monkeypatch, 1))}
+    findings = {finding.name: finding for finding in speed.judge(measured(machine, monkeypatch, tmp_path, 1))}
     assert findings["rank 0"].status == RED
     assert findings["rank 0"].value == "at a product: RuntimeError: CUDA error: an illegal memory access was encountered"
 
 
-def test_ranks_that_hang_are_ended_and_told_where(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_that_hang_are_ended_and_told_where(machine: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(speed, "MEASURE", "tests.preflight.hanging_measure")
-    findings = [finding for finding in speed.judge(measured(machine, monkeypatch, 1, seconds=5)) if finding.status == RED]
+    findings = [finding for finding in speed.judge(measured(machine, monkeypatch, tmp_path, 1, seconds=5)) if finding.status == RED]
     assert [finding.value for finding in findings] == ["at a product: not done after 5 s"]
 
 
-def test_gpus_that_torch_cannot_use_are_red_once(machine: Machine) -> None:
+def test_gpus_that_torch_cannot_use_are_red_once(machine: Machine, tmp_path: Path) -> None:
     machine([{}] * 2)
-    findings = {finding.name: finding for finding in speed.judge(speed.measure(PreflightSettings(depth=2, nproc_per_node=2, seconds=240)))}
+    findings = {
+        finding.name: finding for finding in speed.judge(speed.measure(PreflightSettings(depth=2, nproc_per_node=2, seconds=240), tmp_path))
+    }
     assert findings["ranks 0, 1"].status == RED
     assert findings["ranks 0, 1"].value.startswith("at its device: ")
     assert findings["speed"].status == YELLOW
