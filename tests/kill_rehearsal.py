@@ -1,8 +1,8 @@
-"""A rehearsal whose processes are killed at random: `python -m tests.kill_rehearsal DIRECTORY --kills 200`.
+"""A short rehearsal whose processes are killed at random: `python -m tests.kill_rehearsal DIRECTORY --kills 200`.
 
-It runs the rehearsal once in peace, under DIRECTORY/calm, then each of its commands again under DIRECTORY/killed: a random process of
-the command gets SIGKILL at a random moment, until its share of the kills is spent; then it runs to its end. Whatever the two have
-made must be the same, byte by byte: text, tokenizer, token shards, losses, models, evaluations.
+It takes the commands that the rehearsal gives, with fewer steps and questions, and runs them in peace, under DIRECTORY/calm; then each
+again under DIRECTORY/killed, where a random process of it gets SIGKILL at a random moment, until its share of the kills is spent, and
+then runs to its end. What the two have made must be the same, byte by byte: text, tokenizer, token shards, losses, models, evaluations.
 """
 
 import argparse
@@ -29,23 +29,57 @@ def environment(base: Path) -> dict[str, str]:
     return {**os.environ, "NANOCHAT_BASE_DIR": str(base), "PYTHONPATH": str(ROOT), "SKIP_PREFLIGHT": "1"}
 
 
-def calm_run(base: Path) -> list[tuple[list[str], float]]:
-    """The commands of an unbroken rehearsal, with the seconds that each took; run once, and kept."""
-    kept = base.with_name("commands.json")
-    if not kept.exists():
-        shutil.rmtree(base, ignore_errors=True)
-        begun: list[tuple[list[str], float]] = []
-        run = subprocess.Popen(["bash", "run3b.sh", "--rehearse"], cwd=ROOT, env=environment(base), stdout=subprocess.PIPE, text=True)
-        assert run.stdout
-        for line in run.stdout:
-            print(line, end="", flush=True)
-            if line.startswith("$ python "):
-                begun.append((shlex.split(line[2:]), time.monotonic()))
-        ended = time.monotonic()
-        assert run.wait() == 0
-        ends = [at for _, at in begun[1:]] + [ended]
-        kept.write_text(json.dumps([(command, end - at) for (command, at), end in zip(begun, ends, strict=True)]))
-    return [(list(command), float(seconds)) for command, seconds in json.loads(kept.read_text())]
+def commands_of_a_rehearsal(directory: Path) -> list[list[str]]:
+    """What the run script would run, from a python that does nothing but pass the set-up's question on."""
+    fake = directory / "bin/python"
+    fake.parent.mkdir(parents=True, exist_ok=True)
+    fake.write_text(f'#!/bin/sh\ncase "$*" in "- "*) exec {sys.executable} "$@" ;; esac\n')
+    fake.chmod(0o755)
+    path = f"{fake.parent}:{os.environ['PATH']}"
+    said = subprocess.run(
+        ["bash", "run3b.sh", "--rehearse"],
+        cwd=ROOT,
+        env={**environment(directory / "none"), "PATH": path, "VIRTUAL_ENV": sys.prefix},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    commands = [shlex.split(line[2:]) for line in said.stdout.splitlines() if line.startswith("$ python ")]
+    return [[sys.executable, *shorter(command[1:])] for command in commands]
+
+
+def shorter(command: list[str]) -> list[str]:
+    """The command with fewer steps and questions."""
+    module = next(word for word in command if word.startswith("scripts.") and word != "scripts.launch")
+    flags = {
+        "scripts.base_train": {"--num_iterations": "60", "--save_every": "5", "--eval_every": "20", "--sample_every": "20"},
+        "scripts.mid_train": {"--num_iterations": "40", "--save_every": "5", "--eval_every": "20", "--sample_every": "20"},
+        "scripts.chat_sft": {"--num_iterations": "30", "--save_every": "5", "--eval_every": "15", "--sample_every": "15"},
+        "scripts.chat_rl": {"--num_iterations": "6", "--save_every": "1", "--sample_every": "3", "--examples_per_step": "8"},
+    }.get(module, {})
+    short = [f"{name}={flags[name]}" if (name := word.partition("=")[0]) in flags else word for word in command]
+    if flags:
+        short.append("--no-compile")
+    if "-x" in short:
+        short[short.index("-x") + 1] = "16"
+    return short
+
+
+def calm_run(commands: list[list[str]], base: Path) -> list[float]:
+    """Seconds that each command takes, undisturbed."""
+    seconds = []
+    for command in commands:
+        started = time.monotonic()
+        ended = subprocess.run(command, cwd=ROOT, env=environment(base), capture_output=True, text=True)
+        assert ended.returncode == 0, f"{command}: {ended.returncode}\n{ended.stdout}\n{ended.stderr}"
+        seconds.append(time.monotonic() - started)
+        print(f"{seconds[-1]:6.1f} s  {name_of(command)}", flush=True)
+    return seconds
+
+
+def name_of(command: list[str]) -> str:
+    """A command in a few words."""
+    return " ".join(word for word in command if word.startswith("scripts.") or word in ("base", "mid", "sft", "rl"))
 
 
 def kill_one(command: list[str], base: Path, after_s: float, generator: random.Random) -> tuple[bool, str]:
@@ -106,12 +140,12 @@ def main() -> None:
     generator = random.Random(asked.seed)
     asked.directory.mkdir(parents=True, exist_ok=True)
     calm, killed = asked.directory.absolute() / "calm", asked.directory.absolute() / "killed"
-    commands = calm_run(calm)
+    shutil.rmtree(calm, ignore_errors=True)
     shutil.rmtree(killed, ignore_errors=True)
+    commands = commands_of_a_rehearsal(asked.directory.absolute())
     kills = 0
-    for number, (command, seconds) in enumerate(commands):
+    for number, (command, seconds) in enumerate(zip(commands, calm_run(commands, calm), strict=True)):
         share = round(asked.kills * (number + 1) / len(commands)) - kills
-        name = " ".join(part for part in command if part.startswith(("scripts.", "-i", "base", "mid", "sft", "rl")) or "=" not in part)[:90]
         done = False
         for _ in range(share):
             moment = generator.uniform(0, 0.6 * seconds)
@@ -119,7 +153,7 @@ def main() -> None:
             if done:
                 break
             kills += 1
-            print(f"{kills:4} {moment:6.1f} of {seconds:5.1f} s  {name}: {victim}", flush=True)
+            print(f"{kills:4} {moment:6.1f} of {seconds:5.1f} s  {name_of(command)}: {victim}", flush=True)
         if not done:
             ended = subprocess.run(command, cwd=ROOT, env=environment(killed), capture_output=True, text=True)
             assert ended.returncode == 0, f"{command}: {ended.returncode}\n{ended.stdout}\n{ended.stderr}"

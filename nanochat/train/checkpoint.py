@@ -23,6 +23,7 @@ from nanochat.train.checkpoint_directory import COPIED_FILE, LATEST_FILE, kept_s
 from nanochat.train.checkpoint_files import (
     METADATA_FILE,
     STATE_FILE,
+    Staging,
     StepReader,
     StepWriter,
     checksums_of,
@@ -81,6 +82,7 @@ class Checkpoints:
         self.directory, self.ranks, self.keep_every = directory, ranks, keep_every
         # A save's collectives run in a thread beside training's: in a group of their own they cannot get in each other's way.
         self._group = dist.new_group(backend="gloo", timeout=PATIENCE)
+        self._staging: Staging | None = None
         self._writer: StepWriter | None = None
         self._written: Future[Metadata] = Future()
 
@@ -102,7 +104,9 @@ class Checkpoints:
         self.wait()
         path = self.directory / f"step_{state.step:08d}"
         writer = StepWriter(path, asdict(state), partial(self._published, path))
-        written = dcp.async_save(named_tensors(model, optimizers), storage_writer=writer, process_group=self._group)
+        written = dcp.async_save(
+            named_tensors(model, optimizers), storage_writer=writer, process_group=self._group, async_stager=self._staging
+        )
         assert isinstance(written, Future)
         self._writer, self._written = writer, written
         return path
@@ -149,10 +153,11 @@ class Checkpoints:
         Damaged ones that are newer get another name. Raises UserError when a checkpoint's tensors are not those of this model, or when
         all that are there are damaged.
         """
+        tensors = named_tensors(model, optimizers)
+        self._staging = Staging(tensors)  # before the first save wants it
         found = self.ranks.from_first(self.latest)
         if not found:
             return RunState()
-        tensors = named_tensors(model, optimizers)
         shapes = {name: tensor.shape for name, tensor in tensors.items()}
         damaged: list[Path] = []
         for path in found:

@@ -4,14 +4,20 @@ A failing disk is kept as `error`, not raised: torch hands exceptions on by pick
 torch 2.11 does not know, so that the other ranks would wait for ever.
 """
 
+import threading
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+from torch.distributed._state_dict_utils import _copy_state_dict, _create_cpu_state_dict
 from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.staging import BlockingAsyncStager
+from torch.distributed.tensor import DTensor
 from torch.futures import Future
 
 from nanochat.common.checksums import CHECKSUMS_FILE, read_checksums, write_checksums
@@ -65,6 +71,28 @@ def wrong_file(path: Path, checksums: dict[str, str]) -> str:
         if sha256_file(path / name) != digest:
             return f"the checksum of {name} is not the one it was written with"
     return ""
+
+
+class Staging(BlockingAsyncStager):
+    """The copy on the CPU that a save is written from. Its memory is kept from save to save, pinned where GPUs copy into it: to get that
+    memory takes many times as long as to copy."""
+
+    def __init__(self, tensors: dict[str, Tensor]):
+        """Get the memory for a copy of these, in the background."""
+        super().__init__()
+        self._copy = _create_cpu_state_dict(tensors, pin_memory=torch.cuda.is_available())
+        self._ready = threading.Thread(target=self._touch, daemon=True)
+        self._ready.start()
+
+    def _touch(self) -> None:
+        """Write to all of it once: until then the system has only promised it."""
+        for tensor in self._copy.values():
+            (tensor.to_local() if isinstance(tensor, DTensor) else tensor).zero_()
+
+    def stage(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """The copy; training may change the tensors when this returns."""
+        self._ready.join()
+        return _copy_state_dict(state_dict, self._copy)
 
 
 class StepWriter(FileSystemWriter):

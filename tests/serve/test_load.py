@@ -43,7 +43,7 @@ async def stream_for(seconds: float, web: Web) -> list[int]:
     return pieces
 
 
-@pytest.mark.parametrize("seconds", [6, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seconds", [6, pytest.param(600, marks=pytest.mark.slow)])
 def test_many_clients_are_served_alike_and_leave_nothing_behind(talking: World, seconds: float) -> None:
     with serving(talking, "--max_per_client=80", OMP_NUM_THREADS="2") as web:
         process = psutil.Process(web.process.pid)
