@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[1]
 TIMED = {"tok_per_sec", "mfu", "mem_gib", "elapsed_s", "step_s", "seconds", "answers_per_s"}
 """What differs between any two runs."""
 END_S = 900.0
+FEW_TOKENS = {"--eval_tokens": "4096"}
 
 
 def environment(base: Path) -> dict[str, str]:
@@ -52,13 +53,14 @@ def shorter(command: list[str]) -> list[str]:
     """The command with fewer steps and questions."""
     module = next(word for word in command if word.startswith("scripts.") and word != "scripts.launch")
     flags = {
-        "scripts.base_train": {"--num_iterations": "60", "--save_every": "5", "--eval_every": "20", "--sample_every": "20"},
-        "scripts.mid_train": {"--num_iterations": "40", "--save_every": "5", "--eval_every": "20", "--sample_every": "20"},
-        "scripts.chat_sft": {"--num_iterations": "30", "--save_every": "5", "--eval_every": "15", "--sample_every": "15"},
-        "scripts.chat_rl": {"--num_iterations": "6", "--save_every": "1", "--sample_every": "3", "--examples_per_step": "8"},
+        "scripts.base_train": {"--num_iterations": "24", "--save_every": "3", "--eval_every": "12", "--sample_every": "12", **FEW_TOKENS},
+        "scripts.base_loss": {"--train_tokens": "4096"},
+        "scripts.mid_train": {"--num_iterations": "24", "--save_every": "3", "--eval_every": "12", "--sample_every": "12", **FEW_TOKENS},
+        "scripts.chat_sft": {"--num_iterations": "16", "--save_every": "3", "--eval_every": "8", "--sample_every": "8", **FEW_TOKENS},
+        "scripts.chat_rl": {"--num_iterations": "4", "--save_every": "1", "--sample_every": "2", "--examples_per_step": "4"},
     }.get(module, {})
     short = [f"{name}={flags[name]}" if (name := word.partition("=")[0]) in flags else word for word in command]
-    if flags:
+    if "--num_iterations" in flags:
         short.append("--no-compile")
     if "-x" in short:
         short[short.index("-x") + 1] = "16"

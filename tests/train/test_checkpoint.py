@@ -203,6 +203,15 @@ def test_one_every_so_often_is_kept_for_good(tmp_path: Path) -> None:
     assert [path.name for path in kept] == ["step_00000020", "step_00000030", "step_00000035"]
 
 
+def test_one_that_is_being_copied_off_the_node_stays_until_it_is(tmp_path: Path) -> None:
+    (tmp_path / "copied").write_text("step_00000010")
+    (kept,) = run_ranks(1, save_steps, tmp_path, [5, 10, 15, 20, 25])
+    assert [path.name for path in kept] == ["step_00000010", "step_00000020", "step_00000025"]
+    (tmp_path / "copied").unlink()
+    (kept,) = run_ranks(1, save_steps, tmp_path, [30])
+    assert [path.name for path in kept] == ["step_00000025", "step_00000030"]
+
+
 def newest_first(ranks: Ranks, directory: Path) -> list[str]:
     return [path.name for path in Checkpoints(directory, ranks).latest()]
 
