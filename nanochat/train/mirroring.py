@@ -23,6 +23,8 @@ LOOK_EVERY_S = 1.0
 RETRY_S = (5.0, 15.0, 60.0, 300.0)
 GIVE_UP_S = 60.0
 """Seconds of failing after which a copy is given up where the stage has ended."""
+CLOSE_S = 3600.0
+"""Seconds after which one that neither fails nor ends is given up there."""
 
 
 class Mirroring:
@@ -58,8 +60,11 @@ class Mirroring:
         assert self._process.stdin
         self._process.stdin.close()
         alerts: list[str] = []
-        said = False
+        said, deadline = False, time.monotonic() + CLOSE_S
         while self._process.poll() is None:
+            if time.monotonic() > deadline:
+                self.kill()
+                alerts.append(f"the mirror has not taken the end of the stage within {CLOSE_S / 60:.0f} minutes, and is not waited for")
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(LOOK_EVERY_S)
             alerts += self.alerts()

@@ -1,6 +1,7 @@
 """A run's copy off its node: at a path and in an object store, by that store's own client; a new node goes on from it."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -209,6 +210,16 @@ def test_at_the_end_it_is_not_waited_for_without_end(tmp_path: Path, monkeypatch
     failing, lacking = copying.close()
     assert "does not take what it is given" in failing
     assert "lacks the end of d2 base" in lacking
+
+
+def test_an_address_that_neither_fails_nor_ends_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mirroring, "CLOSE_S", 3.0)
+    (tmp_path / "runs/d2/base/model").mkdir(parents=True)
+    os.mkfifo(tmp_path / "mirror")  # whoever opens it waits for ever
+    (tmp_path / "runs/d2/base/model/config.json").symlink_to(tmp_path / "mirror")
+    copying = mirroring.Mirroring(tmp_path / "runs/d2/base", str(tmp_path / "there"), -1)
+    (alert,) = copying.close()
+    assert "is not waited for" in alert
 
 
 def test_a_run_is_given_and_fetched_by_hand(world: World, trained: Path, tmp_path: Path) -> None:
