@@ -4,24 +4,34 @@ import ctypes
 import os
 import signal
 import sys
+from pathlib import Path
 
 PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 DIES_WITH = "NANOCHAT_DIES_WITH"
-"""Variable in which a run script says its own process number, for the commands that it starts."""
+"""Variable in which a run script or a launcher says its own process number, for what it starts."""
 
 
 def die_with_starter() -> None:
     """Let the kernel end this process when its starter dies: at once under a launcher, which would start a rank again beside it; by
-    SIGTERM, so that it can save, under a run script. On Linux; elsewhere nothing."""
+    SIGTERM, so that it can save, under a run script. Where that one is dead already, now. On Linux; elsewhere nothing."""
     if sys.platform != "linux":
         return
+    starter = os.environ.get(DIES_WITH, "")
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        number = signal.SIGKILL
-    elif os.environ.get(DIES_WITH) == str(os.getppid()):
-        number = signal.SIGTERM
-    else:
-        return
-    _end_with_starter(number)
+        _end_with_starter(signal.SIGKILL)
+    elif starter == str(os.getppid()):
+        _end_with_starter(signal.SIGTERM)
+    if starter and not _runs(starter):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _runs(number: str) -> bool:
+    """Whether there is such a process, and it has not ended."""
+    try:
+        state = Path(f"/proc/{number}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in "ZX"
 
 
 def die_at_once_with_starter() -> None:

@@ -10,6 +10,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from nanochat.common.cli import EXIT_STOPPED, EXIT_WRONG_REQUEST
+from nanochat.common.processes import DIES_WITH
 
 SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
 SHUTDOWN_S = "600"
@@ -22,6 +23,7 @@ def launch(arguments: list[str]) -> int:
     A signal is handed on to the ranks, which have ten minutes to finish a step and save; a second one ends them.
     """
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", SHUTDOWN_S)
+    os.environ[DIES_WITH] = str(os.getpid())
     for name in ("torch.distributed.elastic", "torch.distributed.run"):  # what they say, a line here says
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
