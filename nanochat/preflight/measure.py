@@ -19,7 +19,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from nanochat.common.cli import leave_alone
-from nanochat.common.files import write_json
 from nanochat.common.processes import DIES_WITH, die_with_starter
 from nanochat.parallel.ranks import pick_device
 from nanochat.preflight.speed import PARTS
@@ -138,7 +137,9 @@ def main(path: Path, store_path: str, patience_s: float, has_gpu: bool) -> None:
 
     def write(**more: Any) -> None:
         known.update(more)
-        write_json(path, known)
+        aside = path.with_suffix(".tmp")
+        aside.write_text(json.dumps(known), encoding="utf-8")  # where its directory is gone, so is who would read it
+        aside.replace(path)
 
     write()
     if has_gpu:

@@ -41,7 +41,8 @@ def look(name: str, settings: PreflightSettings) -> dict[str, Any]:
 
 
 def _leave(directory: str, number: int, frame: FrameType | None) -> NoReturn:
-    shutil.rmtree(directory, ignore_errors=True)
+    while os.path.exists(directory):  # ranks may still write to it
+        shutil.rmtree(directory, ignore_errors=True)
     os._exit(128 + number)
 
 

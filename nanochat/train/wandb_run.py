@@ -33,7 +33,9 @@ class WandbRun:
         self.directory = directory
         command = [sys.executable, "-m", __name__, str(directory), name, str(resume_step)]
         # A session of its own: a Ctrl-C is training's to answer.
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
+        self._process = subprocess.Popen(
+            command, env=_own_environment(), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
+        )
 
     def close(self) -> None:
         """Let it send what is left; after a minute it is ended, and what wandb has written on disk can be sent later."""
@@ -47,6 +49,11 @@ class WandbRun:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)  # wandb's own helper too
             self._process.wait()
+
+
+def _own_environment() -> dict[str, str]:
+    """This process's environment without the address of a helper that wandb has started before: it may hold the run, or be gone."""
+    return {key: value for key, value in os.environ.items() if key != "WANDB_SERVICE"}
 
 
 def _new_rows(path: Path, resume_step: int, wait_s: float) -> Iterator[dict[str, Any]]:
@@ -71,8 +78,7 @@ def _new_rows(path: Path, resume_step: int, wait_s: float) -> Iterator[dict[str,
 
 def _again(**environment: str) -> NoReturn:
     """Begin anew in this process, as clean as it was: a run that could not be started leaves wandb with half of it."""
-    kept = {key: value for key, value in os.environ.items() if key != "WANDB_SERVICE"}  # the address of its old helper
-    os.execve(sys.executable, [sys.executable, "-m", "nanochat.train.wandb_run", *sys.argv[1:]], {**kept, **environment})
+    os.execve(sys.executable, [sys.executable, "-m", "nanochat.train.wandb_run", *sys.argv[1:]], {**_own_environment(), **environment})
 
 
 def _begin(directory: Path, name: str) -> Any:

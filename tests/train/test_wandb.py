@@ -21,7 +21,12 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     directory.mkdir(parents=True)
     (directory / "config.json").write_text(json.dumps({"settings": {"depth": 2}, "identity": {"vocab_size": 700}}))
     (directory / "metrics.jsonl").write_text(json.dumps({"step": 0, "loss": 9.0}) + "\n")
-    for name, value in {"WANDB_API_KEY": "a" * 40, "WANDB_INIT_TIMEOUT": "2", "HOME": str(tmp_path)}.items():
+    for name, value in {
+        "WANDB_API_KEY": "a" * 40,
+        "WANDB_INIT_TIMEOUT": "2",
+        "HOME": str(tmp_path),
+        "WANDB_SERVICE": "3-1-tcp-localhost-9",
+    }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("WANDB_MODE", raising=False)
     return directory
