@@ -187,7 +187,9 @@ class Mirror:
         steps = sorted((name.removesuffix(".json") for name in names if re.fullmatch(r"step_\d{8}\.json", name)), reverse=True)
         latest = (self._json(f"{remote}/checkpoints/latest.json") or {}).get("checkpoint")
         here = max((path.name for path in standing(stage.checkpoints).values()), default="")
-        for name in sorted(steps, key=lambda name: name != latest):  # the named one first, the others newest first
+        if latest in steps:  # later ones are of a past that the run has gone back before
+            steps = [name for name in steps if name <= latest]
+        for name in steps:
             if name > here and self._fetch_directory(stage.checkpoints / name, stage.path):
                 with atomic_path(stage.checkpoints / LATEST_FILE) as aside:
                     aside.write_text(name + "\n", encoding="utf-8")

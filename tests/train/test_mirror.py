@@ -162,8 +162,16 @@ def test_wrong_bytes_there_are_found_and_the_checkpoint_before_is_taken(
     stage.path.mkdir(parents=True)
     mirror = Mirror(store.url, stage.path.parent)
 
+    latest = tmp_path / "mirror/rotten/base/checkpoints/latest.json"
+    latest.write_text('{"checkpoint": "step_00000050"}')  # the run had gone back, and was killed before 60 was removed
+    for _ in range(2):
+        mirror.fetch(stage)
+        assert list(standing(stage.checkpoints)) == [50]
+    shutil.rmtree(stage.path)
+    stage.path.mkdir()
+
     store.flip("rotten/base/checkpoints/step_00000060/__0_0.distcp")
-    (tmp_path / "mirror/rotten/base/checkpoints/latest.json").write_text('{"checkp')
+    latest.write_text('{"checkp')
     mirror.fetch(stage)
     assert "the checksum of base/checkpoints/step_00000060/__0_0.distcp is not the one it was written with" in capsys.readouterr().err
     assert list(standing(stage.checkpoints)) == [50]
