@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -54,6 +55,10 @@ class World:
         rows = [json.loads(line) for line in (self.base / "runs" / tag / "base/metrics.jsonl").read_text().splitlines()]
         return {row["step"]: row["loss"] for row in rows if "loss" in row}
 
+    def copy(self, base: Path) -> "World":
+        """The same files in another base directory, so that what is done in one is not seen in the other."""
+        return World(shutil.copytree(self.base, base, symlinks=True))
+
 
 def wrong_request(finished: Finished, *words: str) -> None:
     """Assert that a command ended as a wrong request does: status 2, one line, no traceback, and the words in it."""
@@ -78,13 +83,13 @@ TINY = (
 
 
 @pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """A base directory with half a megabyte of text, a tokenizer of 700 entries and token shards."""
+def world_of_text(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """A base directory with half a megabyte of text, a tokenizer of 700 entries and token shards; nobody writes to it."""
     from pydoc_data.topics import topics
 
-    made = World(tmp_path_factory.mktemp("base dir"))
+    made = World(tmp_path_factory.mktemp("text") / "base dir")
     text = made.base / "my text"
-    text.mkdir()
+    text.mkdir(parents=True)
     with (text / "topics.jsonl").open("w", encoding="utf-8") as file:
         for topic in topics.values():
             for paragraph in topic.split("\n\n\n"):
@@ -99,9 +104,22 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return made
 
 
+@pytest.fixture(scope="module")
+def world(world_of_text: World, tmp_path_factory: pytest.TempPathFactory) -> World:
+    """Text, tokenizer and token shards in a base directory that the tests of one file have to themselves."""
+    return world_of_text.copy(tmp_path_factory.mktemp("world") / "base dir")
+
+
 @pytest.fixture(scope="session")
-def trained(world: World) -> Path:
-    """The model directory of a small base model, trained for 30 steps."""
+def run_of_thirty_steps(world_of_text: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run directory of a small base model, trained for 30 steps; nobody writes to it."""
+    world = world_of_text.copy(tmp_path_factory.mktemp("trained") / "base dir")
     finished = world.run("scripts.base_train", *TINY, "--num_iterations=30", "--model_tag=trained", "--eval_every=15", "--eval_tokens=2048")
     assert finished.returncode == 0, finished.stderr
-    return world.base / "runs/trained/base/model"
+    return world.base / "runs/trained"
+
+
+@pytest.fixture(scope="module")
+def trained(world: World, run_of_thirty_steps: Path) -> Path:
+    """The model directory of a small base model in the world of the tests of one file."""
+    return shutil.copytree(run_of_thirty_steps, world.base / "runs/trained") / "base/model"

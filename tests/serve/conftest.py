@@ -15,8 +15,9 @@ CALL = [{"type": "python", "text": "6*7"}, {"type": "python_output", "text": "42
 
 
 @pytest.fixture(scope="session")
-def talking(world: World, tmp_path_factory: pytest.TempPathFactory) -> World:
-    """The world with a chat model that knows a few answers by heart."""
+def world_that_talks(world_of_text: World, tmp_path_factory: pytest.TempPathFactory) -> World:
+    """A world with a chat model that knows a few answers by heart; nobody writes to it."""
+    world = world_of_text.copy(tmp_path_factory.mktemp("talking") / "base dir")
     file: Path = tmp_path_factory.mktemp("talk") / "talk.jsonl"
     calls = {"messages": [{"role": "user", "content": "What is 6*7?"}, {"role": "assistant", "content": CALL}]}
     file.write_text("".join(json.dumps(one) + "\n" for one in [*TALK, calls] * 4))
@@ -28,3 +29,9 @@ def talking(world: World, tmp_path_factory: pytest.TempPathFactory) -> World:
         finished = world.run(*command)
         assert finished.returncode == 0, finished.stderr
     return world
+
+
+@pytest.fixture(scope="module")
+def talking(world_that_talks: World, tmp_path_factory: pytest.TempPathFactory) -> World:
+    """A world with a chat model, for the tests of one file."""
+    return world_that_talks.copy(tmp_path_factory.mktemp("talk") / "base dir")

@@ -150,7 +150,7 @@ def test_an_interrupt_stops_the_answer_and_another_one_leaves(terminal: Terminal
     assert terminal.status() == 0
 
 
-def test_wrong_requests(world: World, talking: World, tmp_path: Path) -> None:
+def test_wrong_requests(talking: World, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for args, words in (
         (("--model_tag=none", "-p", "x"), ("none", "talking")),
@@ -165,4 +165,4 @@ def test_wrong_requests(world: World, talking: World, tmp_path: Path) -> None:
         (("-i", "base", "--model_tag=talking"), ("no question",)),
         (("-p", "word " * 900, "--model_tag=talking"), ("tokens", "1,024")),
     ):
-        wrong_request(world.run("scripts.chat_cli", *args, HF_ENDPOINT="http://127.0.0.1:9"), *words)
+        wrong_request(talking.run("scripts.chat_cli", *args, HF_ENDPOINT="http://127.0.0.1:9"), *words)
