@@ -154,7 +154,8 @@ class Checkpoints:
         all that are there are damaged.
         """
         tensors = named_tensors(model, optimizers)
-        self._staging = Staging(tensors)  # before the first save wants it
+        if self._staging is None:
+            self._staging = Staging(tensors)  # before the first save wants it
         found = self.ranks.from_first(self.latest)
         if not found:
             return RunState()

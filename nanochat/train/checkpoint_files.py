@@ -20,9 +20,9 @@ from torch.distributed.checkpoint.staging import BlockingAsyncStager
 from torch.distributed.tensor import DTensor
 from torch.futures import Future
 
-from nanochat.common.checksums import CHECKSUMS_FILE, read_checksums, write_checksums
+from nanochat.common.checksums import CHECKSUMS_FILE, write_checksums
 from nanochat.common.errors import UserError
-from nanochat.common.files import fsync_path, publish, remove, sha256_file, write_json
+from nanochat.common.files import fsync_path, publish, read_json, remove, sha256_file, write_json
 from nanochat.train.safe_metadata import load_metadata
 
 STATE_FILE = "state.json"
@@ -55,20 +55,25 @@ def _portable(error: BaseException, path: Path) -> Exception:
 
 
 def checksums_of(path: Path) -> dict[str, str]:
-    """SHA-256 of every file of a checkpoint but this list itself. Raises FileNotFoundError, ValueError when it is not a checkpoint's."""
-    path.joinpath(CHECKSUMS_FILE).stat()
-    found = read_checksums(path)
+    """SHA-256 of every file of a checkpoint but this list itself. Raises OSError, and ValueError when it is not a checkpoint's."""
+    try:
+        found = read_json(path / CHECKSUMS_FILE)
+        found = dict(found.get("sha256", found))  # older checkpoints have nothing around them
+    except (ValueError, TypeError, AttributeError):
+        found = {}
     if {STATE_FILE, METADATA_FILE} - found.keys():
         raise ValueError(f"{CHECKSUMS_FILE} is not a checkpoint's")
     return found
 
 
 def wrong_file(path: Path, checksums: dict[str, str]) -> str:
-    """What is wrong with the first of these files of a checkpoint that is not as it was written; empty where all are."""
+    """What is wrong with the first of these files of a checkpoint that is not as it was written; empty where all are. Raises OSError."""
     for name, digest in sorted(checksums.items()):
-        if not (path / name).is_file():
+        try:
+            is_right = sha256_file(path / name) == digest
+        except FileNotFoundError:
             return f"{name} is missing"
-        if sha256_file(path / name) != digest:
+        if not is_right:
             return f"the checksum of {name} is not the one it was written with"
     return ""
 

@@ -55,6 +55,8 @@ def load_metadata(path: Path) -> Metadata:
     with (path / ".metadata").open("rb") as file:
         try:
             metadata = _OnlyTensors(file).load()
+        except (OSError, MemoryError):  # of a disk or a machine that fails now, and may not later
+            raise
         except Exception as error:  # unpickling damaged bytes raises anything
             raise ValueError(f".metadata cannot be read ({error})") from error
     parts = (getattr(metadata, name, None) for name in ("state_dict_metadata", "storage_data"))

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import io
+import json
 import os
 import random
 import resource
@@ -31,7 +32,8 @@ from nanochat.parallel.ranks import Ranks
 from nanochat.parallel.sharding import shard
 from nanochat.train import checkpoint_files
 from nanochat.train.checkpoint import Checkpoints, RunState, named_tensors
-from nanochat.train.checkpoint_files import StepWriter
+from nanochat.train.checkpoint_files import Staging, StepWriter
+from nanochat.train.safe_metadata import _OnlyTensors
 from tests.conftest import ROOT
 from tests.processes import run_ranks, start_ranks
 
@@ -303,6 +305,63 @@ def test_when_all_are_damaged_every_rank_says_what_to_do(damaged: dict[str, Any]
         assert "no checkpoint in" in error
         assert "move that directory" in error
     assert damaged["all"][0][2].count("warning") == 2
+
+
+def load_when_the_disk_fails_once(ranks: Ranks, directory: Path, name: str) -> tuple[int | None, RunState]:
+    """The error's number where a file cannot be read, and what is loaded when it can be again."""
+
+    def fail(*_: Any) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    model, optimizers = build(ranks)
+    checkpoints = Checkpoints(directory, ranks)
+    where, reads = {"checksums.json": (checkpoint_files, "read_json"), ".metadata": (_OnlyTensors, "load")}[name]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(where, reads, fail)
+        with pytest.raises(OSError, match="Input/output") as raised:
+            checkpoints.load(model, optimizers)
+    return raised.value.errno, checkpoints.load(model, optimizers)
+
+
+@pytest.mark.parametrize("name", ["checksums.json", ".metadata"])
+def test_a_disk_that_cannot_be_read_now_damages_nothing(saved: tuple[Path, list[Arrays]], tmp_path: Path, name: str) -> None:
+    directory = Path(shutil.copytree(saved[0], tmp_path / "checkpoints"))
+    for number, state in run_ranks(2, load_when_the_disk_fails_once, directory, name):
+        assert (number, state.step) == (errno.EIO, 20)
+    assert not list(directory.glob("damaged-*"))
+
+
+def test_checksums_without_anything_around_them_are_read(saved: tuple[Path, list[Arrays]], tmp_path: Path) -> None:
+    directory = Path(shutil.copytree(saved[0], tmp_path / "checkpoints"))
+    for path in directory.glob("step_*/checksums.json"):
+        path.write_text(json.dumps(json.loads(path.read_text())["sha256"]))
+    [(state, _, said)] = run_ranks(1, load, [directory])[0]
+    assert (state.step, said) == (20, "")
+
+
+def load_twice(ranks: Ranks, directory: Path) -> int:
+    """How often memory for a copy is got."""
+    made: list[Staging] = []
+    init = Staging.__init__
+
+    def counted(self: Staging, tensors: dict[str, Tensor]) -> None:
+        made.append(self)
+        init(self, tensors)
+
+    Staging.__init__ = counted  # type: ignore[method-assign]
+    model, optimizers = build(ranks)
+    checkpoints = Checkpoints(directory, ranks)
+    for step in (21, 22):
+        checkpoints.load(model, optimizers)
+        checkpoints.save(RunState(step), model, optimizers)
+        checkpoints.wait()
+    return len(made)
+
+
+def test_memory_for_a_copy_is_got_once(saved: tuple[Path, list[Arrays]], tmp_path: Path) -> None:
+    directory = Path(shutil.copytree(saved[0], tmp_path / "checkpoints"))
+    assert run_ranks(1, load_twice, directory) == [1]
+    assert run_ranks(1, load, [directory])[0][0][0].step == 22
 
 
 @pytest.mark.parametrize(("depth", "words"), [(4, "has no tensor model.model.layers.0"), (1, "is not this model's")])
