@@ -1,4 +1,4 @@
-"""The memory of one rank at the peak of a training step, by kind, in bytes."""
+"""The memory of one rank at the peak of a training step, by kind, and of what it saves from, in bytes."""
 
 import math
 from dataclasses import dataclass, fields, replace
@@ -117,3 +117,20 @@ def step_memory(
     round_elements = min(MUON_ROUND_ELEMENTS, math.ceil(s.depth / shard_ranks) * block / 3)
     in_optimizer = at(shards, ids, 0, MUON_COPIES * round_elements * c)
     return max(at_head, in_last_layer, at_embedding, in_optimizer, key=lambda memory: memory.peak)
+
+
+def pinned_copy_bytes(shape: Shape, shard_ranks: int) -> int:
+    """Memory on the CPU that one rank gets for the copy that a checkpoint is written from, where GPUs copy into it.
+
+    Such memory is pinned, and torch rounds each tensor's up to a power of two of bytes.
+    """
+    width, depth = shape.model_dim, shape.depth
+    # Rows, columns, how many there are, and tensors of each: its master, and Muon's momentum or AdamW's two moments.
+    kinds = (
+        (width, width, 4 * depth, 2),
+        (4 * width, width, depth, 2),
+        (width, 4 * width, depth, 2),
+        (shape.vocab_size, width, 2, 3),
+    )
+    shards = [(math.ceil(rows / shard_ranks) * columns * MASTER_BYTES, count * tensors) for rows, columns, count, tensors in kinds]
+    return sum(count * (1 << (size - 1).bit_length()) for size, count in shards)

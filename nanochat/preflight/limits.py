@@ -5,6 +5,7 @@ import resource
 from pathlib import Path
 
 from nanochat.plan.answer import Answer
+from nanochat.plan.memory import pinned_copy_bytes
 from nanochat.preflight.check import GREEN, RED, YELLOW, Finding
 from nanochat.preflight.settings import PreflightSettings
 
@@ -26,8 +27,11 @@ def memory(settings: PreflightSettings, answer: Answer) -> Finding:
     """Of the node, not of its GPUs."""
     node = settings.node
     # A checkpoint is written from a copy of all that training holds; without a GPU that and its gradients are in the same memory.
-    copies = 1 if node.is_this_machine else 3
-    needed_gb = copies * answer.disk.one_checkpoint_gb + node.count * PROCESS_GB
+    if node.is_this_machine:
+        copies_gb = node.count * pinned_copy_bytes(answer.run.plan.job.shape, node.count) / GB
+    else:
+        copies_gb = 3 * answer.disk.one_checkpoint_gb
+    needed_gb = copies_gb + node.count * PROCESS_GB
     system, group = available_bytes() / GB, cgroup_room_bytes() / GB
     free_gb, whose = (group, " that this container may have") if group < system else (system, "")
     value = f"{free_gb:,.1f} GB free{whose}; this run needs {needed_gb:,.1f}"

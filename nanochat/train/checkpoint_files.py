@@ -83,7 +83,7 @@ class Staging(BlockingAsyncStager):
     memory takes many times as long as to copy."""
 
     def __init__(self, tensors: dict[str, Tensor]):
-        """Get the memory for a copy of these, in the background."""
+        """Get the memory for a copy of these: pinned at once (plan.memory says how much that takes), other memory in the background."""
         super().__init__()
         self._copy = _create_cpu_state_dict(tensors, pin_memory=torch.cuda.is_available())
         self._ready = threading.Thread(target=self._touch, daemon=True)

@@ -1,11 +1,16 @@
 """Memory of a step: it grows with everything that it should grow with, and agrees with what was measured."""
 
+import math
+
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nanochat.model.config import GPTConfig
+from nanochat.model.gpt import GPT
 from nanochat.plan import measurements
-from nanochat.plan.memory import GIB, step_memory
+from nanochat.plan.memory import GIB, pinned_copy_bytes, step_memory
 from nanochat.plan.recompute import LEVELS, Recompute, saved_bytes_per_token
 from nanochat.plan.sizes import Shape
 
@@ -70,3 +75,15 @@ def test_peaks_are_within_five_percent_of_the_measured_ones(row: measurements.Me
         ours = saved_bytes_per_token(shape, "none", size) / (shape.model_dim * size)
         predicted += (row.saved_widths - ours) * width * row.depth
     assert predicted / GIB == pytest.approx(row.peak_allocated_gib, rel=0.05)
+
+
+@pytest.mark.parametrize(("depth", "ranks", "gb"), [(38, 8, 37.0), (52, 8, 90.2), (20, 3, None)])
+def test_the_pinned_copy_is_that_of_the_models_own_tensors(depth: int, ranks: int, gb: float | None) -> None:
+    with torch.device("meta"):
+        model = GPT(GPTConfig.from_depth(depth, 65_536, 2048))
+    total = 0
+    for name, parameter in model.named_parameters():
+        shard = 4 * -(-parameter.size(0) // ranks) * parameter.size(1)
+        total += 2 ** math.ceil(math.log2(shard)) * (2 if ".layers." in name else 3)
+    assert pinned_copy_bytes(Shape(depth), ranks) == total
+    assert gb is None or ranks * total / 1e9 == pytest.approx(gb, abs=0.05)
