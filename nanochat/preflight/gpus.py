@@ -100,9 +100,10 @@ def check(settings: PreflightSettings) -> list[Finding]:
         rows = visible(query("gpu", FIELDS))
     except NoAnswer as error:
         return [_none_found(str(error))]
+    others = [_others(rows)] if rows else []  # before anything else is asked: what measures does not wait for a slow driver
     findings = [_count(settings, rows)]
     if rows:
-        findings += [_memory(settings, rows), _others(rows), _errors(rows), _throttling(rows), *_slices(rows), *_narrow(rows)]
+        findings += [_memory(settings, rows), *others, _errors(rows), _throttling(rows), *_slices(rows), *_narrow(rows)]
     return findings
 
 

@@ -84,12 +84,13 @@ class Mirror:
         return sorted(str(each["name"]).rstrip("/").rsplit("/", 1)[-1] for each in found if each["type"] == "directory")
 
     def probe(self) -> None:
-        """Write a file and read it again. Raises UserError where that cannot be done."""
+        """Write a file, read it again and remove it. Raises UserError where that cannot be done."""
         remote = f"{self.root}/probe.json"
         try:
             self._put_json(remote, {"probe": 1})
             if self._json(remote) != {"probe": 1}:
                 raise OSError("what was written is not what is read")
+            self.fs.rm(remote)
         except Exception as error:
             raise UserError(f"--checkpoint_mirror={self.url} cannot be used ({one_line(error)})") from None
 

@@ -101,8 +101,6 @@ class Trainer:
     """Holds the first steps against what was predicted; None where nothing was."""
     mirror: Mirroring | None = None
     """Copies checkpoints off the node; None on all ranks but the first, and where there is none."""
-    stands: Callable[[Path], None] = lambda path: None
-    """Called with each checkpoint that stands, on every rank."""
     figures: Callable[[], dict[str, float]] = dict
     """What a step's row has besides the usual, or instead of it."""
     _updating: bool = False
@@ -310,7 +308,6 @@ class Trainer:
             return False
         if path:
             say(f"saved {path}")
-            self.stands(path)
         self._tell(state, self.mirror.alerts() if self.mirror else [])
         return True
 

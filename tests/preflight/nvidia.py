@@ -26,6 +26,7 @@ import json, sys, time
 asked = next(arg for arg in sys.argv[1:] if arg.startswith("--query-"))
 kind, fields = asked.removeprefix("--query-").split("=")
 told = json.load(open({told!r}))
+print(kind, file=open({told!r} + ".asked", "a"))
 time.sleep(told["hangs"])
 if told["says"]:
     print(told["says"])

@@ -90,6 +90,12 @@ def test_other_processes_are_named_with_their_gpu(machine: Machine) -> None:
     assert findings["GPU memory"].status == GREEN
 
 
+def test_other_processes_are_asked_for_before_anything_that_can_wait(machine: Machine, tmp_path: Path) -> None:
+    machine([{"clocks_throttle_reasons.active": "0x1"}] * 8)  # all that is asked for
+    found()
+    assert (tmp_path / "told.json.asked").read_text().split()[:2] == ["gpu", "compute-apps"]
+
+
 def test_fewer_gpus_than_are_wanted(machine: Machine) -> None:
     machine([{}] * 7)
     assert found()["GPUs"] == Finding(

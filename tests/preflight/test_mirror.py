@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from nanochat.preflight import mirror
-from nanochat.preflight.check import GREEN, RED
+from nanochat.preflight.check import GREEN, RED, YELLOW
 from nanochat.preflight.settings import PreflightSettings
 
 SETTINGS = PreflightSettings(depth=2)
@@ -37,3 +37,19 @@ def test_one_that_does_not_is_red(address: str, words: str, monkeypatch: pytest.
     assert finding.status == RED
     assert words in finding.value
     assert "CHECKPOINT_MIRROR" in finding.advice
+
+
+@pytest.mark.usefixtures("machine")
+def test_one_that_fails_stops_a_stage_that_begins_and_not_one_that_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    run = tmp_path / "base/runs/d2"
+    monkeypatch.setenv("CHECKPOINT_MIRROR", "nosuch://bucket/path")
+    for there, status in (
+        ("base", RED),
+        ("base/checkpoints/step_00000500", YELLOW),
+        ("base/model", RED),
+        ("mid/checkpoints/step_00000100", YELLOW),
+        ("mid/model", RED),
+    ):
+        (run / there).mkdir(parents=True)
+        (finding,) = mirror.check(SETTINGS)
+        assert finding.status == status, there
