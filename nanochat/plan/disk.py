@@ -1,6 +1,7 @@
 """What a run needs on disk, and whether there is room."""
 
 import math
+import os
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ SHARD_BYTES = 0.1e9
 TOKEN_BYTES = 2
 SPARE = 1.03  # shards differ in size
 CHECKPOINTS = 3  # two that are kept and one being written
+MIRROR = "CHECKPOINT_MIRROR"  # variable that names an address, to which one more is being copied
 LATER_STAGES = ("mid", "sft", "rl")
 MASTER_BYTES = 4
 MODEL_BYTES = 2  # the finished model is bf16
@@ -40,7 +42,7 @@ class Disk:
     checkpoint_gb: float
     """Checkpoints of base training, those that are kept for good with them, and the finished model."""
     later_stage_gb: float
-    """The two checkpoints and the model of each stage after it."""
+    """The two checkpoints that are kept and the model of each stage after it."""
 
     @property
     def data_gb(self) -> float:
@@ -89,17 +91,21 @@ class Need:
 def still_needed(disk: Disk, data: str, depth: int) -> list[Need]:
     """What the run of a depth will still write; what is there already needs no room, nor does a stage whose model stands."""
     base, run = base_path(), base_path() / "runs" / f"d{depth}"
+    copied_gb = disk.one_checkpoint_gb if os.environ.get(MIRROR) else 0.0
+    passing_gb = disk.one_checkpoint_gb + copied_gb  # of the stage that trains, whichever it is: counted once
     needs = []
     if not (run / "base" / "model").is_dir():
         text, tokens = base / "data" / data, base / "tokens"
         needs = [
             Need("text", text, disk.text_gb - _gb_in([text])),
             Need("token shards", tokens, disk.tokens_gb - _gb_in(tokens.glob(f"{data}-*"))),
-            Need("checkpoints", run / "base", disk.checkpoint_gb - _gb_in([run / "base"])),
+            Need("checkpoints", run / "base", disk.checkpoint_gb + copied_gb - _gb_in([run / "base"])),
         ]
+        passing_gb = 0.0
     for stage in LATER_STAGES:
         if not (run / stage / "model").is_dir():
-            needs.append(Need(f"stage {stage}", run / stage, disk.later_stage_gb - _gb_in([run / stage]), later=True))
+            needs.append(Need(f"stage {stage}", run / stage, disk.later_stage_gb + passing_gb - _gb_in([run / stage]), later=True))
+            passing_gb = 0.0
     return [need for need in needs if need.gb > 0]
 
 

@@ -95,6 +95,27 @@ def test_a_stage_whose_model_stands_needs_nothing_more(tmp_path: Path, monkeypat
     assert still_needed(disk, "climbmix", 2) == []
 
 
+@pytest.mark.parametrize("mirror", ["", "s3://bucket/path"])
+def test_the_checkpoint_that_is_written_and_the_one_that_is_copied_have_room_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mirror: str
+) -> None:
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path))
+    monkeypatch.setenv("CHECKPOINT_MIRROR", mirror)
+    disk = disk_of(Shape(12), 52_000_000, "climbmix")
+    copied = disk.one_checkpoint_gb if mirror else 0
+
+    def needs() -> dict[str, float]:
+        return {need.name: pytest.approx(need.gb) for need in still_needed(disk, "climbmix", 12)}
+
+    later = {f"stage {stage}": disk.later_stage_gb for stage in LATER}
+    assert needs() == {"text": disk.text_gb, "token shards": disk.tokens_gb, "checkpoints": disk.checkpoint_gb + copied, **later}
+    (tmp_path / "runs/d12/base/model").mkdir(parents=True)
+    assert needs() == {**later, "stage mid": disk.later_stage_gb + disk.one_checkpoint_gb + copied}
+    (tmp_path / "runs/d12/mid/model").mkdir(parents=True)
+    del later["stage mid"]
+    assert needs() == {**later, "stage sft": disk.later_stage_gb + disk.one_checkpoint_gb + copied}
+
+
 def test_parts_that_lie_on_another_disk_are_counted_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other = next((Path(path) for path in ("/dev/shm", "/run") if os.access(path, os.W_OK)), None)
     if other is None or other.stat().st_dev == tmp_path.stat().st_dev:
