@@ -3,6 +3,7 @@
 import os
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from nanochat.common.errors import UserError
@@ -13,9 +14,10 @@ from nanochat.plan.tables import amount
 from nanochat.preflight.check import GREEN, RED, YELLOW, Finding
 from nanochat.preflight.settings import PreflightSettings
 
-LEAST_BYTES, PIECE_BYTES = 4096, 16 * 2**20
-MOST_BYTES = 256 * 2**20
-MOST_S = 3.0
+LEAST_BYTES, PIECE_BYTES = 4096, 2**20
+FIRST_BYTES, MOST_BYTES = 16 * 2**20, 256 * 2**20
+WRITERS = 4  # a save has one a rank
+ENOUGH_S = 1.0  # that tell how fast a disk is
 SHARE_OF_FREE = 0.1  # that the test may fill
 OTHER_FILES = 1000  # checkpoints, models, logs: hundreds at eight ranks
 SHARE_OF_INTERVAL = 0.5  # of the time between two checkpoints that writing one may take
@@ -72,12 +74,25 @@ def _speed(settings: PreflightSettings, room: Room, answer: Answer, suffix: str)
 
 
 def write_speed(directory: Path, most_bytes: float = MOST_BYTES) -> float:
-    """Bytes a second that reach the disk, written and flushed in pieces to a file that is removed again; for seconds at most."""
-    piece = os.urandom(int(min(max(most_bytes, LEAST_BYTES), PIECE_BYTES)))  # what cannot be packed smaller
-    written = 0
-    with tempfile.TemporaryFile(dir=directory, buffering=0) as file:
-        began = time.perf_counter()
-        while not written or (written + len(piece) <= min(most_bytes, MOST_BYTES) and time.perf_counter() - began < MOST_S):
-            written += file.write(piece)
+    """Bytes a second that reach the disk, written as a checkpoint is: by several writers that flush once, at their end.
+
+    Ever more is written, to files that are removed again, until it takes a while.
+    """
+    most = int(min(most_bytes, MOST_BYTES))
+    size, piece = FIRST_BYTES, os.urandom(PIECE_BYTES)  # what cannot be packed smaller
+
+    def write(n_bytes: int) -> None:
+        with tempfile.TemporaryFile(dir=directory, buffering=0) as file:
+            while n_bytes > 0:
+                n_bytes -= file.write(piece[:n_bytes])
             os.fsync(file.fileno())
-        return written / (time.perf_counter() - began)
+
+    with ThreadPoolExecutor(WRITERS) as pool:
+        while True:
+            share = max(min(size, most) // WRITERS, LEAST_BYTES)
+            began = time.perf_counter()
+            list(pool.map(write, [share] * WRITERS))
+            took = time.perf_counter() - began
+            if took > ENOUGH_S or size >= most:
+                return WRITERS * share / took
+            size *= 2

@@ -4,6 +4,7 @@ import contextlib
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -114,6 +115,25 @@ def test_each_disk_is_looked_at_by_itself() -> None:
         other = findings[f"disk of {base() / 'runs'}"]
         assert other.status == RED
         assert "text" not in other.value
+
+
+def test_a_disk_that_is_slow_to_flush_is_not_taken_for_one_that_is_slow_to_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fsync, flushes = os.fsync, list[int]()
+
+    def slow(descriptor: int) -> None:
+        flushes.append(os.fstat(descriptor).st_size)
+        time.sleep(0.2)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", slow)
+    began = time.perf_counter()
+    with disk(tmp_path / "disk", "size=1g"):
+        speed = disks.write_speed(tmp_path / "disk")
+        assert list((tmp_path / "disk").iterdir()) == []
+    assert speed < 4 * max(flushes) / 0.2
+    assert speed > 100e6  # one stream with a flush every 16 MiB would have 84
+    assert sum(flushes) < 2 * disks.MOST_BYTES
+    assert time.perf_counter() - began < 10
 
 
 def test_a_disk_on_which_training_would_wait_is_yellow(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
