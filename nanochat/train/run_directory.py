@@ -49,8 +49,8 @@ class StageDirectory:
                 remove_leftovers(self.path)
                 remove_leftovers(self.checkpoints)
                 yield
-        except TakenError:
-            raise UserError(f"another process is training in {self.path}: wait for it, or choose another --model_tag") from None
+        except TakenError as taken:
+            raise UserError(f"another process is training in {self.path}{taken.hint}: wait for it, or choose another --model_tag") from None
 
     def settle(self, identity: dict[str, Any], settings: dict[str, Any]) -> None:
         """Keep in config.json what this run is (`identity`) and how it was asked for (`settings`), without secrets.

@@ -46,8 +46,9 @@ def tune(settings: TuneSettings) -> None:
         try:
             with locked(path.with_suffix(".lock"), OTHERS_S):
                 profile = _profile(settings, gpu, began)
-        except TakenError:
-            raise UserError(f"another scripts.tune has held {path.with_suffix('.lock')} for half an hour; end it first") from None
+        except TakenError as taken:
+            held = f"{path.with_suffix('.lock')}{taken.hint}"
+            raise UserError(f"another scripts.tune has held {held} for half an hour; end it first") from None
     if settings.json:
         print(json.dumps(asdict(profile)))
 

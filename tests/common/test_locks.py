@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -10,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from nanochat.common import locks
+from nanochat.common.errors import UserError
 from nanochat.common.locks import TakenError, locked
+from nanochat.train.run_directory import StageDirectory
 from tests.conftest import ROOT
 from tests.data.hub_server import serve
 from tests.data.test_hub_text import parquet
@@ -21,7 +25,7 @@ def flock(file, how):
     raise OSError({number}, os.strerror({number}))
 fcntl.flock = flock
 """
-KINDS = {"flock": 0, "no server of locks": errno.ENOLCK, "not implemented": errno.ENOSYS, "not supported": errno.EOPNOTSUPP}
+KINDS = {"flock": 0, "not implemented": errno.ENOSYS, "not supported": errno.EOPNOTSUPP}
 HOLD = """
 import sys
 from pathlib import Path
@@ -76,6 +80,77 @@ def test_a_killed_holder_keeps_nobody_out(tmp_path: Path, environment: dict[str,
         first.wait()
         with locked(path, patience_s=30, waiting="waiting"):
             pass
+
+
+def test_a_killed_holder_is_not_waited_for(tmp_path: Path, environment: dict[str, str]) -> None:
+    with holder(tmp_path / ".lock", environment) as first:
+        first.kill()
+        first.wait()
+        with locked(tmp_path / ".lock", patience_s=0):
+            pass
+
+
+def test_what_an_earlier_lock_of_the_kernel_has_left_keeps_nobody_out(tmp_path: Path, environment: dict[str, str]) -> None:
+    (tmp_path / ".lock").touch()
+    with locked(tmp_path / ".lock", patience_s=0):
+        pass
+
+
+@pytest.mark.parametrize("content", ["123\nan-old-container\n", ""])
+def test_a_marker_that_nobody_can_judge_is_named_with_what_to_do(
+    content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def flock(file: int, how: int) -> None:
+        raise OSError(errno.ENOSYS, "not implemented")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path))
+    stage = StageDirectory("tag", "base")
+    marker = stage.path / ".lock.held"
+    marker.parent.mkdir(parents=True)
+    marker.write_text(content)
+    who = "process 123 on an-old-container" if content else "a process that left no name"
+    with pytest.raises(UserError) as raised, stage.locked():
+        raise AssertionError("held by another")
+    for part in ("another process is training", who, f"should it be gone, remove {marker}"):
+        assert part in str(raised.value)
+    with pytest.raises(TakenError), locked(stage.path / ".lock", patience_s=0.3, waiting="waiting"):
+        raise AssertionError("held by another")
+    assert f"waiting ({who}; should it be gone, remove {marker})" in capsys.readouterr().out
+    marker.unlink()
+    with stage.locked():
+        pass
+
+
+def answers(monkeypatch: pytest.MonkeyPatch, away: list[bool]) -> None:
+    """Let flock find no server of locks, as often as `away` says so, the last word holding for ever."""
+    real = fcntl.flock
+
+    def flock(file: int, how: int) -> None:
+        if away.pop(0) if len(away) > 1 else away[0]:
+            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+        real(file, how)
+
+    monkeypatch.setattr("fcntl.flock", flock)
+
+
+def test_a_server_of_locks_that_is_away_for_a_moment_lets_no_second_one_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / ".lock"
+    with holder(path, {**os.environ, "PYTHONPATH": str(ROOT)}) as first:
+        answers(monkeypatch, [True, True, False])
+        with pytest.raises(TakenError), locked(path, patience_s=0):
+            raise AssertionError("two hold it")
+        first.communicate("")
+        answers(monkeypatch, [True, True, False])
+        with locked(path, patience_s=0):
+            pass
+
+
+def test_a_server_of_locks_that_stays_away_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "LOCKS_AWAY_S", 0.2)
+    answers(monkeypatch, [True])
+    with pytest.raises(UserError, match=r"\.lock cannot be locked .*server of locks"), locked(tmp_path / ".lock", patience_s=0):
+        raise AssertionError("nobody said that it is free")
 
 
 def test_an_error_within_is_not_taken_for_a_lock_that_is_held(tmp_path: Path, environment: dict[str, str]) -> None:
