@@ -1,26 +1,33 @@
 """Digests of files, kept beside them in `checksums.json`; and a memory of which files were held against theirs and are unchanged since."""
 
 import contextlib
+import errno
 import hashlib
 import os
+import stat
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from nanochat.common.download import digest_of
+from nanochat.common.download import DIGEST, digest_of
 from nanochat.common.files import read_json, write_json
 from nanochat.common.paths import base_path
 
 CHECKSUMS_FILE = "checksums.json"
 THREADS = 4
+CANNOT_BE_READ = {errno.EIO, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
+"""What a file's disk or its name answers, rather than who may read it or how much this process has open."""
 
 
 def read_checksums(directory: Path) -> dict[str, str]:
-    """Digests by file name, as `write_checksums` has left them; empty where there are none, or none that can be read."""
+    """Digests by file name, as `write_checksums` has left them; empty where there are none, or none that can be read.
+
+    The list may come from elsewhere: what is no digest, or not of a file below the directory, is not taken.
+    """
     try:
         found = read_json(directory / CHECKSUMS_FILE)["sha256"]
-        return {str(name): str(digest) for name, digest in found.items()}
+        return {name: digest for name, digest in found.items() if _is_below(name) and DIGEST.fullmatch(digest)}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
@@ -40,6 +47,8 @@ def wrong_files(directory: Path, expected: Mapping[str, str]) -> dict[str, str]:
     def check(name: str) -> str:
         path = directory / name
         try:
+            if not stat.S_ISREG(path.stat().st_mode):  # a device has no end, a pipe no beginning
+                return "it is no plain file"
             stamp = _stamp(path, expected[name])
             if memory.knows(name, stamp):
                 return ""
@@ -47,6 +56,10 @@ def wrong_files(directory: Path, expected: Mapping[str, str]) -> dict[str, str]:
                 return "its checksum is not the one it was written with"
         except FileNotFoundError:
             return "it is not there"
+        except OSError as error:
+            if error.errno not in CANNOT_BE_READ:
+                raise
+            return f"it cannot be read ({error.strerror})"
         memory.learn(name, stamp)
         return ""
 
@@ -67,6 +80,12 @@ def remember(path: Path, digest: str) -> None:
     memory = _Memory(path.parent)
     memory.learn(path.name, _stamp(path, digest))
     memory.keep()
+
+
+def _is_below(name: str) -> bool:
+    """Whether this is the name of a file below the directory that it is looked for in."""
+    parts = PurePosixPath(name).parts
+    return bool(parts) and parts[0] != "/" and ".." not in parts and name.isprintable()
 
 
 def _stamp(path: Path, digest: str) -> list[Any]:

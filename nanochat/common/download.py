@@ -34,6 +34,8 @@ PROGRESS_BYTES = 1 << 20  # an attempt that brings as much was none in vain
 TRANSIENT = {408, 425, 429}
 FEW_WORDS = {401: "it wants to know who asks", 403: "it does not let you", 404: "there is no such file", 410: "the file is gone"}
 
+DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+
 T = TypeVar("T")
 
 

@@ -1,14 +1,11 @@
 """Files of the Hugging Face hub: where they are, what the hub publishes of them, and whether what its client keeps is that."""
 
 import dataclasses
-import re
 from collections.abc import Iterable
 from pathlib import Path
 
 from nanochat.common.checksums import wrong_files
-from nanochat.common.download import DownloadError, Published, ask
-
-DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+from nanochat.common.download import DIGEST, DownloadError, Published, ask
 
 
 @dataclasses.dataclass(frozen=True)

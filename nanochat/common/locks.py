@@ -67,7 +67,7 @@ def _acquire(path: Path, patience_s: float) -> Any:
                 raise
             if now - answered >= LOCKS_AWAY_S:
                 raise UserError(
-                    f"{path} cannot be locked ({error.strerror}): the file system's server of locks has not answered for {LOCKS_AWAY_S:.0f} s; "
+                    f"{path} cannot be locked ({error.strerror}): the file system's server of locks does not answer; "
                     "have it started, mount with local_lock=flock where one machine alone uses it, or set another NANOCHAT_BASE_DIR"
                 ) from None
         time.sleep(POLL_S)

@@ -1,6 +1,8 @@
 """Files held against their checksums: what was flipped is named, what did not change is not read again."""
 
+import errno
 import hashlib
+import json
 import os
 from pathlib import Path
 
@@ -74,6 +76,54 @@ def test_a_memory_that_is_damaged_or_cannot_be_kept_costs_reading_only(directory
     kept.parent.write_text("a file where the directory should be")
     assert wrong_file(directory / "a.bin") == ""
     assert read.count("a.bin") == 3
+
+
+FOREIGN = ("/dev/zero", "../b.bin", "a/../../b.bin", "/", "", ".", "a\0b", "\ud800")
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_list_from_elsewhere_leads_nowhere_else(directory: Path, name: str) -> None:
+    listed = {name: "0" * 64, "a.bin": hashlib.sha256(WORDS["a.bin"]).hexdigest(), "b.bin": "no digest"}
+    (directory / "checksums.json").write_text(json.dumps({"sha256": listed}))
+    assert list(read_checksums(directory)) == ["a.bin"]
+    assert wrong_files(directory, read_checksums(directory)) == {}
+
+
+def test_what_is_no_plain_file_is_not_read(directory: Path) -> None:
+    (directory / "endless").symlink_to("/dev/zero")
+    os.mkfifo(directory / "pipe")
+    (directory / "below").mkdir()
+    names = ("endless", "pipe", "below", "a.bin/below", "c" * 300)
+    wrong = wrong_files(directory, dict.fromkeys(names, "0" * 64))
+    assert wrong == {
+        **dict.fromkeys(names[:3], "it is no plain file"),
+        "a.bin/below": "it cannot be read (Not a directory)",
+        "c" * 300: "it cannot be read (File name too long)",
+    }
+
+
+def test_what_the_hubs_client_keeps_is_read_through_its_links(directory: Path) -> None:
+    digest = hashlib.sha256(WORDS["a.bin"]).hexdigest()
+    (directory / "blobs").mkdir()
+    (directory / "a.bin").rename(directory / "blobs" / digest)
+    snapshot = directory / "snapshots/commit"
+    snapshot.mkdir(parents=True)
+    (snapshot / "a.bin").symlink_to(f"../../blobs/{digest}")
+    assert wrong_files(snapshot, {"a.bin": digest}) == {}
+    (directory / "blobs" / digest).write_bytes(b"damaged")
+    assert wrong_files(snapshot, {"a.bin": digest}) == {"a.bin": "its checksum is not the one it was written with"}
+
+
+def test_a_bad_sector_is_a_damage_of_that_file(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(path: Path, digits: int) -> str:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(checksums, "digest_of", read)
+    number = errno.EIO
+    assert wrong_file(directory / "a.bin") == "it cannot be read (Input/output error)"
+    number = errno.EACCES
+    with pytest.raises(PermissionError):
+        wrong_file(directory / "a.bin")
 
 
 @pytest.mark.parametrize("damaged", ["", "[]", '{"sha256": 3}', '{"other": {}}'])
