@@ -1,9 +1,14 @@
 """The services that a run speaks to: the hub and wandb. Nothing that is secret is ever part of what is told."""
 
 import os
+from pathlib import Path
 from urllib.parse import urlsplit
 
-from nanochat.plan.disk import still_needed
+from nanochat.common.errors import UserError
+from nanochat.common.paths import base_path, data_dir
+from nanochat.data.sources import NAMED
+from nanochat.data.text_shards import shard_path
+from nanochat.data.token_shards import read_index
 from nanochat.preflight.check import GREEN, RED, YELLOW, Finding
 from nanochat.preflight.settings import PreflightSettings
 
@@ -24,8 +29,7 @@ def check_hub(settings: PreflightSettings) -> list[Finding]:
     from huggingface_hub import constants, get_token
     from huggingface_hub.utils import build_hf_headers, get_session
 
-    needs = still_needed(settings.answer().disk, settings.data, settings.depth)
-    bad = RED if any(need.name == "text" for need in needs) else YELLOW
+    bad = RED if lacks_text(settings) else YELLOW
     if constants.HF_HUB_OFFLINE:
         return [Finding("hub", bad, "HF_HUB_OFFLINE is set", "unset it: text and questions come from the hub")]
     host, token = host_of(constants.ENDPOINT), get_token()
@@ -46,6 +50,28 @@ def check_hub(settings: PreflightSettings) -> list[Finding]:
     except (ValueError, KeyError, TypeError):  # a mirror
         return [Finding("hub", GREEN, f"{host} answers; it does not say who is logged in")]
     return [Finding("hub", GREEN, f"{host} answers; logged in as {name}")]
+
+
+def lacks_text(settings: PreflightSettings) -> bool:
+    """Whether base training, where it is not done, has neither all shards of its text nor all token shards made of them."""
+    base = base_path()
+    if (base / "runs" / f"d{settings.depth}" / "base" / "model").is_dir():
+        return False
+    wanted = [NAMED[settings.data].val_index, *range(settings.answer().disk.text_shards)]
+    paths = [shard_path(data_dir(settings.data), index) for index in wanted]
+    if all(path.is_file() for path in paths):
+        return False
+    names = {path.stem for path in paths}
+    return not any(names <= _encoded(tokens, settings.vocab_size) for tokens in (base / "tokens").glob(f"{settings.data}-*"))
+
+
+def _encoded(directory: Path, vocab_size: int) -> set[str]:
+    """Names, without their endings, of the text shards that a directory has token shards of."""
+    try:
+        index = read_index(directory)
+    except UserError:
+        return set()
+    return {Path(shard.name).stem for shard in index.shards} if index.vocab_size == vocab_size else set()
 
 
 def check_wandb(settings: PreflightSettings) -> list[Finding]:

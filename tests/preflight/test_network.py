@@ -115,6 +115,45 @@ def test_a_hub_that_may_not_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     assert hub().status == RED
 
 
+def shards(directory: Path, ending: str, count: int) -> None:
+    """The validation shard and the first ones of the rest, of hardly any bytes."""
+    directory.mkdir(parents=True)
+    for index in (6542, *range(count)):
+        (directory / f"shard_{index:05d}.{ending}").write_bytes(b"x")
+
+
+def test_text_that_is_there_needs_no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    text, settings = tmp_path / "base/data/climbmix", PreflightSettings(depth=2, num_iterations=200)
+    needed = settings.answer().disk.text_shards
+    assert needed == 3
+    shards(text, "parquet", needed)
+    assert hub(settings).status == YELLOW
+    (text / "shard_06542.parquet").rename(text / "shard_00003.parquet")  # as many, but none to validate on
+    assert hub(settings).status == RED
+
+
+def test_token_shards_of_all_text_need_no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    settings = PreflightSettings(depth=2, num_iterations=200)
+    tokens = tmp_path / "base/tokens/climbmix-0123456789"
+    shards(tokens, "bin", 3)
+    about = {"split": "train", "documents": 1, "tokens": 1, "bytes": 1, "sha256": "", "source": ""}
+    index = {"data": "climbmix", "tokenizer": "climbmix-65536", "tokenizer_hash": "0123456789", "vocab_size": 65_536}
+
+    def status(names: list[str], **more: Any) -> str:
+        listed = [{"name": name, **about} for name in names]
+        (tokens / "index.json").write_text(json.dumps({**index, "shards": listed, **more}))
+        return hub(settings).status
+
+    names = sorted(path.name for path in tokens.glob("*.bin"))
+    assert status(names) == YELLOW
+    assert status(names[:-1]) == RED
+    assert status(names, vocab_size=4096) == RED
+    (tokens / "index.json").write_text("{")
+    assert hub(settings).status == RED
+
+
 @pytest.mark.parametrize(
     ("ahead_s", "status", "words"),
     [
