@@ -20,6 +20,7 @@ from nanochat.tune.children import Broke, run
 CHECKS = ("GPUs", "speed", "disk", "limits", "hub", "wandb", "mirror", "clock", "ports", "versions")
 EXIT_INTERRUPTED = 130
 GPUS_S = 12.0  # that measuring waits for
+TELL_S = 6.0  # that it takes to begin measuring, and to tell where ranks hang
 LATER_S = 6.0  # that another node may begin later
 OF_THE_JOB = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 COLOURS = {GREEN: "green", YELLOW: "yellow", RED: "bold red"}
@@ -37,7 +38,7 @@ def preflight(settings: PreflightSettings) -> None:
         return
     report = look_over(settings)
     if int(os.environ.get("GROUP_WORLD_SIZE", "1")) > 1:
-        findings, verdict = _with_others(report, began + settings.seconds + LATER_S)
+        findings, verdict = _with_others(report, began + GPUS_S + _speed_s(settings) + LATER_S)
     else:
         findings = _findings(report)
         verdict = worst(finding.status for finding in findings)
@@ -57,9 +58,9 @@ def look_over(settings: PreflightSettings) -> dict[str, Any]:
     def check(name: str) -> dict[str, Any]:
         if name == "speed":
             unused.wait(GPUS_S)  # what measures would be one of the other processes that are looked for
-        left_s = ends - time.monotonic()
+        left_s = _speed_s(settings) if name == "speed" else ends - time.monotonic()
         try:
-            return run(["-m", "nanochat.preflight.one", name, json.dumps(asdict(replace(settings, seconds=left_s)))], left_s, own)
+            return run(["-m", "nanochat.preflight.one", name, json.dumps(asdict(settings))], left_s, own)
         except Broke as broke:
             finding = Finding(name, YELLOW, f"could not be looked at: {broke}", rank=int(own.get("RANK", "0")))
             return {"findings": [finding.to_json()]}
@@ -74,6 +75,11 @@ def look_over(settings: PreflightSettings) -> dict[str, Any]:
             leave_alone("", EXIT_INTERRUPTED)  # not waiting for them: what they have started ends with this process
     kinds = ("findings", "figures")
     return {kind: [each for report in reports for each in report.get(kind, [])] for kind in kinds}
+
+
+def _speed_s(settings: PreflightSettings) -> float:
+    """Seconds after which measuring is left; the process that does it leaves ranks that hang before, and tells in what."""
+    return settings.import_s + settings.seconds + TELL_S
 
 
 def _findings(*reports: dict[str, Any]) -> list[Finding]:

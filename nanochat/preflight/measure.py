@@ -1,6 +1,7 @@
 """One rank's measurement: a product on its device, then what passes between the ranks. Started by speed.py, one process a rank.
 
-What is known is written to a file after each part: of a rank that hangs, this tells in what.
+What is known is written to a file after each part: of a rank that hangs, this tells in what. The first time when all ranks have
+imported torch: from then on their time counts.
 """
 
 import json
@@ -126,8 +127,10 @@ def _median_s(work: Callable[[], None], device: torch.device) -> float:
     return sorted(taken[WARM_UP:])[TIMED // 2]
 
 
-def main(path: Path, store_path: str, patience_s: float, has_gpu: bool) -> None:
+def main(path: Path, store_path: str, import_s: float, patience_s: float, has_gpu: bool) -> None:
     """All of it, into `path`; the ranks meet in the file `store_path`, or where it is empty at the launcher's store.
+
+    import_s: how long a rank waits for others that import torch; patience_s: for those that measure.
 
     Raises what torch does where the driver tells of a GPU (`has_gpu`) that torch cannot use.
     """
@@ -141,6 +144,11 @@ def main(path: Path, store_path: str, patience_s: float, has_gpu: bool) -> None:
         aside.write_text(json.dumps(known), encoding="utf-8")  # where its directory is gone, so is who would read it
         aside.replace(path)
 
+    if ranks > 1:
+        patience = timedelta(seconds=patience_s)
+        store: dist.Store = dist.FileStore(store_path, ranks) if store_path else _launchers_store(patience)
+        store.set(f"imported{rank}", "")
+        store.wait([f"imported{each}" for each in range(ranks)], timedelta(seconds=import_s))
     write()
     if has_gpu:
         torch.cuda.init()  # says why where it cannot; is_available would not
@@ -149,8 +157,6 @@ def main(path: Path, store_path: str, patience_s: float, has_gpu: bool) -> None:
     write(device=torch.cuda.get_device_name(device) if on_gpu else "CPU", on_gpu=on_gpu, at=PRODUCT)
     write(**product(device), at=MEETING)
     if ranks > 1:
-        patience = timedelta(seconds=patience_s)
-        store: dist.Store = dist.FileStore(store_path, ranks) if store_path else _launchers_store(patience)
         backend, device_id = ("nccl", device) if on_gpu else ("gloo", None)
         dist.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=patience, device_id=device_id)
         dist.barrier()
@@ -174,6 +180,6 @@ if __name__ == "__main__":
         leave_alone("", 1)  # the starter has died while torch was imported
     wanted = json.loads(sys.argv[1])
     try:
-        main(Path(wanted["path"]), wanted["store"], wanted["patience_s"], wanted["has_gpu"])
+        main(Path(wanted["path"]), wanted["store"], wanted["import_s"], wanted["patience_s"], wanted["has_gpu"])
     except Exception:
         leave_alone(traceback.format_exc(), 1)  # the usual end would wait for a group that may be broken

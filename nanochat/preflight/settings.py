@@ -13,6 +13,7 @@ from nanochat.plan.settings import DEFAULT_DEPTH, OFF, PlanSettings
 from nanochat.plan.this_machine import this_machine
 
 LEAST_S = 5
+IMPORT_FACTOR = 3  # eight processes that read torch from a network disk
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ class PreflightSettings:
     data: str = "climbmix"
     """Text to train on, as base_train names it."""
     seconds: float = 40
-    """After which what has not answered is left; on several nodes, and to end, a few more pass."""
+    """After which what has not answered is left; torch, from a cold disk, may take three times as long before that. On several nodes,
+    and to end, a few more pass."""
     json: bool = False
     """Print JSON: verdict, and findings of name, status, value, advice and rank."""
 
@@ -59,6 +61,11 @@ class PreflightSettings:
         if not LEAST_S <= self.seconds < float("inf"):
             raise UserError(f"--seconds={self.seconds}: must be {LEAST_S} or more")
         self._plan_settings().validate()
+
+    @property
+    def import_s(self) -> float:
+        """Seconds that importing torch may take; those of what is measured count from its end."""
+        return IMPORT_FACTOR * self.seconds
 
     @property
     def wants_hub(self) -> bool:

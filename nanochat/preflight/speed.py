@@ -14,12 +14,11 @@ from nanochat.plan.profile import usable_cores
 from nanochat.preflight.check import GREEN, RED, YELLOW, Finding
 from nanochat.preflight.gpus import slowdowns
 from nanochat.preflight.settings import PreflightSettings
-from nanochat.tune.children import Broke, run
+from nanochat.tune.children import Beginning, Broke, run
 
 MEASURE = "nanochat.preflight.measure"
 PARTS = ("importing torch", "its device", "a product", "meeting the other ranks", "an all-reduce", "passing to the next rank")
 """What a rank is at, in this order."""
-TELL_S = 4.0  # that it takes to tell where ranks hang
 NOT_DONE = "not done"  # how children.run begins to say that time was up
 FAIR, POOR = 0.9, 0.5  # of the median of its like
 PRODUCT_OF_PEAK = 0.4  # of the data sheet's peak, which no product reaches
@@ -34,7 +33,7 @@ def measure(settings: PreflightSettings, directory: Path) -> list[Figures]:
 
     Under a launcher the ranks are those of the whole job, which measure together: every node calls this at the same time.
     """
-    node, seconds, environ = settings.node, settings.seconds - TELL_S, os.environ
+    node, seconds, environ = settings.node, settings.seconds, os.environ
     count = node.count
     first = int(environ.get("RANK", "0"))
     shared = {"WORLD_SIZE": environ.get("WORLD_SIZE", str(count)), "GROUP_RANK": environ.get("GROUP_RANK", "0")}
@@ -44,10 +43,10 @@ def measure(settings: PreflightSettings, directory: Path) -> list[Figures]:
     def one(local_rank: int) -> Figures:
         path = directory / f"rank{local_rank}.json"
         own = {"RANK": str(first + local_rank), "LOCAL_RANK": str(local_rank), DIES_WITH: str(os.getpid())}
-        request = json.dumps({"path": str(path), "store": store, "patience_s": seconds, "has_gpu": node.is_this_machine})
+        request = {"path": str(path), "store": store, "import_s": settings.import_s, "patience_s": seconds, "has_gpu": node.is_this_machine}
         error = ""
         try:
-            run(["-m", MEASURE, request], seconds, shared | own)
+            run(["-m", MEASURE, json.dumps(request)], seconds, shared | own, beginning=Beginning(path, settings.import_s))
         except Broke as broke:
             error = str(broke)
         known = {"rank": first + local_rank, "local_rank": local_rank, "node": int(shared["GROUP_RANK"]), "at": PARTS[0]}

@@ -10,6 +10,8 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from nanochat.common.errors import UserError
@@ -18,6 +20,7 @@ from nanochat.plan.recipe import Recipe
 
 PROVE, BENCH = "nanochat.tune.prove", "scripts.bench_train"
 TORCHRUN_GRACE_S = 40.0  # torchrun gives its workers thirty
+LOOK_EVERY_S = 0.05
 PROOF_S = 180.0  # longer than any proof takes, compiling included
 
 
@@ -42,10 +45,28 @@ def _kill(process: subprocess.Popen[str], grace_s: float = 0) -> None:
     process.wait()
 
 
-def run(arguments: list[str], seconds: float, environment: dict[str, str] | None = None, grace_s: float = 0) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Beginning:
+    """How a process says that it has begun, from when on its time counts."""
+
+    file: Path
+    """What it makes then."""
+    seconds: float
+    """That it may take to."""
+
+
+def run(
+    arguments: list[str],
+    seconds: float,
+    environment: dict[str, str] | None = None,
+    grace_s: float = 0,
+    beginning: Beginning | None = None,
+) -> dict[str, Any]:
     """The last line that a module prints, which is a JSON object. Raises Broke where there is none within so many seconds."""
     process = _start(arguments, environment or {}, subprocess.PIPE)
     try:
+        if beginning:
+            _await(beginning, process)
         out, errors = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
         raise Broke(f"not done after {seconds:.0f} s") from None
@@ -57,6 +78,14 @@ def run(arguments: list[str], seconds: float, environment: dict[str, str] | None
         return dict(json.loads(out.strip().splitlines()[-1]))
     except (ValueError, IndexError):
         raise Broke("it printed no result") from None
+
+
+def _await(beginning: Beginning, process: subprocess.Popen[str]) -> None:
+    ends = time.monotonic() + beginning.seconds
+    while not beginning.file.exists() and process.poll() is None:
+        if time.monotonic() > ends:
+            raise Broke(f"not done after {beginning.seconds:.0f} s")
+        time.sleep(LOOK_EVERY_S)
 
 
 def _end(status: int, errors: str) -> str:

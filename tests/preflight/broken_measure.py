@@ -14,4 +14,4 @@ def broken(device: object) -> NoReturn:
 
 measure.product = broken
 wanted = json.loads(sys.argv[1])
-measure.main(Path(wanted["path"]), wanted["store"], wanted["patience_s"], False)
+measure.main(Path(wanted["path"]), wanted["store"], wanted["import_s"], wanted["patience_s"], False)

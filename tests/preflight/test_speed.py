@@ -99,7 +99,7 @@ def test_every_pair_of_the_ring_has_its_round(ranks: int) -> None:
 def measured(machine: Machine, monkeypatch: pytest.MonkeyPatch, directory: Path, ranks: int, seconds: float = 240) -> list[dict[str, Any]]:
     machine(says="No devices were found", status=6)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    return speed.measure(PreflightSettings(nproc_per_node=ranks, seconds=seconds + speed.TELL_S), directory)
+    return speed.measure(PreflightSettings(nproc_per_node=ranks, seconds=seconds), directory)
 
 
 def test_three_ranks_measure_together(machine: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -121,6 +121,22 @@ def test_ranks_that_hang_are_ended_and_told_where(machine: Machine, monkeypatch:
     monkeypatch.setattr(speed, "MEASURE", "tests.preflight.hanging_measure")
     findings = [finding for finding in speed.judge(measured(machine, monkeypatch, tmp_path, 1, seconds=5)) if finding.status == RED]
     assert [finding.value for finding in findings] == ["at a product: not done after 5 s"]
+
+
+def test_importing_torch_has_time_of_its_own(machine: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(speed, "MEASURE", "tests.preflight.slow_measure")
+    assert [each["error"] for each in measured(machine, monkeypatch, tmp_path, 1, seconds=2)] == [""]
+
+
+def test_importing_torch_without_end_is_yellow(machine: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(speed, "MEASURE", "tests.preflight.slow_measure")
+    finding = speed.judge(measured(machine, monkeypatch, tmp_path, 1, seconds=0.4))[0]
+    assert (finding.status, finding.value) == (YELLOW, "at importing torch: not done after 1 s")
+
+
+def test_no_rank_begins_before_all_have_imported_torch(machine: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(speed, "MEASURE", "tests.preflight.late_measure")
+    assert [each["error"] for each in measured(machine, monkeypatch, tmp_path, 2)] == ["", ""]
 
 
 def test_gpus_that_torch_cannot_use_are_red_once(machine: Machine, tmp_path: Path) -> None:
