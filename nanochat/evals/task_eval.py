@@ -88,7 +88,7 @@ class TaskResult:
 def evaluate_task(model: GPT, tokenizer: Tokenizer, task: Task, ranks: Ranks, asking: Asking) -> TaskResult:
     """Ask a model the test questions of a task, spread over the ranks, each of which holds the whole model.
 
-    Raises what the task does where its questions cannot be had, or its answers cannot be judged.
+    Raises what the task does where its questions cannot be had, or its answers cannot be judged, on every rank alike.
     """
     started = time.perf_counter()
     examples = examples_on_all(task, "test", ranks)
@@ -96,8 +96,16 @@ def evaluate_task(model: GPT, tokenizer: Tokenizer, task: Task, ranks: Ranks, as
     total = min(most, len(examples))
     mine = range(ranks.rank, total, ranks.world_size)
     judge = _judge_choices if task.kind == "choice" else _judge_answers
-    marks = judge(model, tokenizer, task, examples, mine, asking)
-    every = [mark for each in ranks.gather(list(marks)) for mark in each]
+    marks, problem = [], None
+    try:
+        marks = list(judge(model, tokenizer, task, examples, mine, asking))
+    except UserError as error:  # of this rank alone, it may be
+        problem = error
+    every = []
+    for their_marks, their_problem in ranks.gather((marks, problem)):
+        if their_problem is not None:
+            raise their_problem
+        every += their_marks
     answers = Counter(str(mark.answer) for mark in every if mark.answer is not None)
     return TaskResult(
         kind=task.kind,

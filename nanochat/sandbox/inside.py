@@ -11,7 +11,9 @@ import signal
 import sys
 import types
 
-PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 1, 38, 22, 2
+PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS, PR_CAPBSET_DROP, PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 1, 38, 24, 22, 2
+CAPABILITIES = 64  # more than any kernel knows
+CAPABILITY_VERSION_3 = 0x20080522  # <linux/capability.h>
 
 
 class Filter(ctypes.Structure):
@@ -51,6 +53,15 @@ def see_only(readable: list[str], packages: str) -> None:
     sys.path.remove(packages)
 
 
+def give_up_capabilities() -> None:
+    """Root is a plain user from now on; whoever is none gives up what it has not."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    for number in range(CAPABILITIES):
+        libc.prctl(PR_CAPBSET_DROP, number, 0, 0, 0)  # refused where nothing could be won back by it
+    if libc.capset((ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0), (ctypes.c_uint32 * 6)()):
+        raise OSError(ctypes.get_errno(), "the capabilities could not be given up")
+
+
 def forbid(instructions: bytes) -> None:
     """By seccomp: no system call but those that the filter lets through, from now on and for good."""
     libc = ctypes.CDLL(None, use_errno=True)
@@ -74,7 +85,7 @@ def say(ending: str, after: types.ModuleType) -> None:
 
 
 def main() -> None:
-    """Read the orders and the program, cage this process, run, say the ending."""
+    """Read the orders and the program, cage this process, say that the program begins, run it, say the ending."""
     orders = json.loads(sys.stdin.buffer.readline())
     die_with(orders["parent"])
     program = sys.stdin.buffer.read().decode()
@@ -83,9 +94,12 @@ def main() -> None:
     if orders["readable"]:
         see_only(orders["readable"], orders["packages"])
     if orders["filter"]:
+        give_up_capabilities()
         forbid(bytes.fromhex(orders["filter"]))
     for name in ("ctypes", "py_landlock", "resource"):
         sys.modules.pop(name, None)
+    os.write(orders["begun"], b"!")
+    os.close(orders["begun"])
     say(orders.pop("ending"), run(program))  # as an argument it is in no frame's f_locals while the program runs
 
 

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -14,8 +15,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from io import FileIO
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Any, Literal
 
 from nanochat.common.console import warn
 from nanochat.common.errors import UserError
@@ -26,11 +28,12 @@ Status = Literal["passed", "failed", "timeout", "killed"]
 
 INSIDE = Path(__file__).with_name("inside.py")
 MIB = 1 << 20
+START_S = 60  # that a cage may take, on a busy machine, until its program begins
 LIBRARIES = ("/usr/lib", "/usr/lib64", "/usr/local/lib", "/lib", "/lib64", "/etc/ld.so.cache")
 
 
 class SandboxUnavailable(UserError):
-    """This machine has nothing that model-written code could be run in."""
+    """This machine has nothing that model-written code could be run in, or could not start it now."""
 
 
 @dataclass(frozen=True)
@@ -63,14 +66,13 @@ def run_python(
     It sees the standard library and no other file, writes none, has no network, starts no process, and has `timeout_s` seconds,
     `memory_mib` of address space and `output_bytes` for each of its outputs. ending: printed once the program has run to its end, and
     not where it leaves early. mechanism: for tests; default the best there is.
-    Raises SandboxUnavailable where there is none, unless allow_unsafe.
+    Raises SandboxUnavailable where there is none, unless allow_unsafe, and where the program did not begin: that says nothing of it.
     """
     mechanism = mechanism or available()
     if mechanism is None:
         if not allow_unsafe:
             raise SandboxUnavailable(
-                "model-written code cannot be run safely here: install bubblewrap (apt install bubblewrap), or let it run with your own "
-                "rights by --allow_unsafe_execution"
+                f"model-written code cannot be run safely here ({_why_none()}); --allow_unsafe_execution lets it run with your own rights"
             )
         _warn_unsafe()
         mechanism = "unsafe"
@@ -84,29 +86,57 @@ def run_python(
         "packages": _packages() if mechanism in ("namespaces", "landlock") else "",
         "filter": "" if mechanism == "unsafe" else system_calls.bpf().hex(),
     }
-    payload = json.dumps(orders).encode() + b"\n" + program.encode("utf-8", "replace")
-    started = time.perf_counter()
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, tempfile.TemporaryDirectory() as empty:
-        process = subprocess.Popen(
-            [*_prefix(mechanism), *_python()],
-            stdin=subprocess.PIPE,
-            stdout=out,
-            stderr=err,
-            cwd=empty if mechanism == "unsafe" else "/",
-            env={"PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8"},
-            close_fds=True,
-            start_new_session=True,
-        )
-        timed_out = False
+        process, begun = _start(mechanism, orders, program, out, err, empty if mechanism == "unsafe" else "/")
+        started, has_begun, timed_out = time.perf_counter(), False, False
         try:
-            process.communicate(payload, timeout=timeout_s)
+            if has_begun := _begins(begun):
+                started = time.perf_counter()
+                process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             timed_out = True
         finally:
             _end(process)
+            begun.close()
+        seconds = time.perf_counter() - started
         texts = [_head(file, output_bytes) for file in (out, err)]
+    if not has_begun:
+        why = f"it took more than {START_S} s" if seconds >= START_S else _last_line(texts[1]) or f"exit status {process.returncode}"
+        raise SandboxUnavailable(f"a cage ({mechanism}) did not start: {why}")
     status: Status = "timeout" if timed_out else "passed" if process.returncode == 0 else "killed" if process.returncode < 0 else "failed"
-    return Outcome(status, texts[0], texts[1], time.perf_counter() - started)
+    return Outcome(status, texts[0], texts[1], seconds)
+
+
+def _start(
+    mechanism: Mechanism, orders: dict[str, Any], program: str, out: IO[bytes], err: IO[bytes], directory: str
+) -> tuple[subprocess.Popen[bytes], FileIO]:
+    """The process, and what it says that its program begins by. The program finds that closed: it can neither say it nor unsay it."""
+    readable, writable = os.pipe()
+    begun = FileIO(readable)
+    with FileIO(writable, "w"), tempfile.TemporaryFile() as given:
+        given.write(json.dumps({**orders, "begun": writable}).encode() + b"\n" + program.encode("utf-8", "replace"))
+        given.seek(0)
+        try:
+            process = subprocess.Popen(
+                [*_prefix(mechanism), *_python()],
+                stdin=given,
+                stdout=out,
+                stderr=err,
+                cwd=directory,
+                env={"PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8"},
+                pass_fds=(writable,),  # and no other
+                start_new_session=True,
+            )
+        except OSError as error:  # too many processes, say
+            raise SandboxUnavailable(f"a cage ({mechanism}) did not start: {error}") from None
+    return process, begun
+
+
+def _begins(begun: FileIO) -> bool:
+    """Wait until the program begins; False where the cage ends before that, or takes too long."""
+    waiting = select.poll()
+    waiting.register(begun, select.POLLIN)
+    return bool(waiting.poll(START_S * 1000)) and begun.read(1) != b""
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -119,6 +149,10 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 def _head(file: IO[bytes], size: int) -> str:
     file.seek(0)
     return file.read(size).decode("utf-8", "replace")
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or [""])[-1]
 
 
 def _python() -> list[str]:
@@ -170,21 +204,24 @@ def available() -> Mechanism | None:
     Bubblewrap gives the program a file system and namespaces of its own. Without it Landlock hides the files, in namespaces where
     these are allowed; in both cases seccomp leaves only the system calls that computing needs.
     """
-    return next((mechanism for mechanism in mechanisms() if _works(mechanism)), None)
+    return next((mechanism for mechanism in mechanisms() if not why_not(mechanism)), None)
 
 
 def mechanisms() -> Sequence[Mechanism]:
     """Those whose parts are installed, the best first."""
-    if sys.platform != "linux":
-        return ()
-    try:
-        system_calls.bpf()
-    except (ImportError, RuntimeError, OSError, AttributeError):  # no libseccomp
+    if sys.platform != "linux" or not _has_filter():
         return ()
     found: list[Mechanism] = ["bubblewrap"] if shutil.which("bwrap") else []
     if _packages():
         found += ["namespaces", "landlock"] if shutil.which("unshare") and shutil.which("setpriv") else ["landlock"]
     return found
+
+
+def _has_filter() -> bool:
+    try:
+        return bool(system_calls.bpf())
+    except (ImportError, RuntimeError, OSError, AttributeError):  # no libseccomp
+        return False
 
 
 PROBE = """
@@ -202,12 +239,26 @@ assert refused(lambda: os.open("/proc/sys/kernel/core_pattern", os.O_WRONLY))
 """
 
 
-def _works(mechanism: Mechanism) -> bool:
-    """Whether a cage starts, and holds."""
+@functools.cache
+def why_not(mechanism: Mechanism) -> str:
+    """Why a cage does not start or does not hold here, found out by trying once; empty where it does."""
     try:
-        return run_python(PROBE, timeout_s=20, mechanism=mechanism).passed
-    except OSError:
-        return False
+        outcome = run_python(PROBE, timeout_s=20, mechanism=mechanism)
+    except SandboxUnavailable as error:
+        return str(error)
+    return "" if outcome.passed else f"a cage ({mechanism}) does not hold: {_last_line(outcome.stderr) or outcome.status}"
+
+
+def _why_none() -> str:
+    """Why no cage can be made here, and what would help."""
+    if sys.platform != "linux":
+        return "cages are made on Linux only"
+    if not _has_filter():
+        return "libseccomp is missing: apt install libseccomp2"
+    tried = [why_not(mechanism) for mechanism in mechanisms()]
+    if "bubblewrap" not in mechanisms():
+        tried.append("bubblewrap is not installed: apt install bubblewrap")
+    return "; ".join(tried)
 
 
 @functools.cache

@@ -3,6 +3,8 @@
 import json
 import random
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,9 @@ from nanochat.evals.tasks.made import Made, MadeTask
 from nanochat.evals.tasks.task import Examples, Split, Task
 from nanochat.model.directory import load_model
 from nanochat.parallel.ranks import Ranks
+from nanochat.sandbox.run import SandboxUnavailable
 from nanochat.tokenizer.conversation import Conversation, Renderer, question_of
-from tests.conftest import World, wrong_request
+from tests.conftest import ROOT, World, wrong_request
 from tests.evals.tasks.small_copies import write_copies, write_jsonl
 from tests.processes import run_ranks
 
@@ -105,6 +108,30 @@ def test_the_counts_are_those_of_a_plain_loop(trained: Path, one_by_one: list[di
     assert (answer["low"], answer["high"]) == wilson(even, 14)
 
 
+class Broken(Echo):
+    """Judges nothing on the last rank."""
+
+    def __init__(self, is_broken: bool):
+        self.is_broken = is_broken
+
+    def correct(self, example: Conversation, reply: str) -> bool:
+        if self.is_broken:
+            raise SandboxUnavailable("no room")
+        return True
+
+
+def _evaluate_broken(ranks: Ranks, directory: str) -> tuple[str, int]:
+    model, tokenizer = load_model(Path(directory), CPU)
+    asking = Asking(max_problems=4, max_new_tokens=2)
+    with pytest.raises(SandboxUnavailable) as refused:
+        evaluate_task(model, tokenizer, Broken(ranks.rank == 1), ranks, asking)
+    return str(refused.value), evaluate_task(model, tokenizer, Broken(False), ranks, asking).total
+
+
+def test_a_task_that_one_rank_cannot_judge_is_left_out_by_all(trained: Path) -> None:
+    assert run_ranks(2, _evaluate_broken, str(trained)) == [("no room", 4)] * 2
+
+
 def test_several_answers_to_each_question(trained: Path) -> None:
     model, tokenizer = load_model(trained, CPU)
 
@@ -151,6 +178,12 @@ def test_the_command_keeps_results_and_says_what_is_skipped(world: World, traine
     assert value["skipped"] == {}
     assert value["chatcore"] == pytest.approx(sum(one["centered"] for one in value["tasks"].values()) / 4)
     path.unlink()
+
+
+def test_a_system_without_linuxs_terminal_calls_can_evaluate() -> None:
+    program = "import fcntl, termios; del termios.TCGETS, fcntl.F_DUPFD_CLOEXEC; import nanochat.evals.chat_eval"
+    finished = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
 
 
 def test_wrong_requests(world: World, trained: Path, tmp_path: Path) -> None:
