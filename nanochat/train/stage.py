@@ -32,7 +32,7 @@ from nanochat.plan.choose import StepPlan
 from nanochat.plan.profile import profile_of
 from nanochat.plan.sizes import Shape
 from nanochat.tokenizer.tokenizer import Tokenizer
-from nanochat.train.bad_steps import PassedSamples
+from nanochat.train.bad_steps import Guard, PassedSamples
 from nanochat.train.checkpoint import Checkpoints, RunState
 from nanochat.train.diagnosis import diagnose
 from nanochat.train.hang_watch import LONGER, HangWatch
@@ -226,9 +226,13 @@ def _train(course: Course, r: Ranks, watch: HangWatch) -> None:
         metrics=metrics,
         mirror=mirror,
         watch=watch,
-        passed=r.from_first(lambda: PassedSamples.read(stage.path / "passed_samples.json")),
-        diagnose=lambda batches, split: diagnose(model, batches, split, course.tokenizer, r),
-        max_bad_steps=s.max_bad_steps,
+        guard=Guard(
+            ranks=r,
+            metrics=metrics,
+            passed=r.from_first(lambda: PassedSamples.read(stage.path / "passed_samples.json")),
+            diagnose=lambda batches, split: diagnose(model, batches, split, course.tokenizer, r),
+            max_bad_steps=s.max_bad_steps,
+        ),
         save_every=s.save_every,
         grad_clip=s.grad_clip,
         flops_per_token=sizes.flops_per_token(shape.depth, shape.vocab_size, shape.seq_len),

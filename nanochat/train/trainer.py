@@ -6,23 +6,22 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
-from nanochat.common.console import say, warn
+from nanochat.common.console import say
 from nanochat.common.errors import Stopped, UserError
-from nanochat.common.files import write_json
 from nanochat.data.loader import Batch, Split
 from nanochat.model.gpt import GPT
 from nanochat.optim.build import Optimizers
 from nanochat.parallel.out_of_memory import is_out_of_memory
 from nanochat.parallel.ranks import Ranks
 from nanochat.parallel.sharding import clip_gradients, reshard
-from nanochat.train.bad_steps import MOST_ROLLBACKS, WINDOW, PassedSamples, verdict
+from nanochat.train.bad_steps import WINDOW, Guard, verdict
 from nanochat.train.checkpoint import Checkpoints, RunState
 from nanochat.train.hang_watch import LONGER, HangWatch
 from nanochat.train.metrics import Metrics, StepLine
@@ -82,12 +81,8 @@ class Trainer:
     """None on all ranks but the first."""
     watch: HangWatch
     """Told of every sign of life."""
-    passed: PassedSamples
-    """Samples that are not taken."""
-    diagnose: Callable[[Iterator[Batch], Split], dict[str, Any]]
-    """Looks at a step that goes wrong, on every rank alike."""
-    max_bad_steps: int
-    """Bad steps in a row before the run goes back to its last checkpoint."""
+    guard: Guard
+    """What is done about bad steps."""
     save_every: int
     grad_clip: float
     flops_per_token: float
@@ -118,7 +113,7 @@ class Trainer:
         split, batches = self.split, self.batches(self.split, state.samples)
         try:
             while state.step < self.num_iterations:
-                first = self.passed.end_of(state.samples, self.split.samples_per_step)
+                first = self.guard.passed.end_of(state.samples, self.split.samples_per_step)
                 if split != self.split or first != state.samples:
                     batches.close()  # type: ignore[attr-defined]
                     state.samples = first
@@ -136,7 +131,7 @@ class Trainer:
                     good = self._saved(state, self.checkpoints.wait)
                     if stopping and not last:
                         self._leave(state, good)
-                if state.bad_in_a_row >= self.max_bad_steps:
+                if self.guard.wants_back(state):
                     batches.close()  # type: ignore[attr-defined]
                     self._roll_back(state)
                     split, batches = self.split, self.batches(self.split, state.samples)
@@ -173,7 +168,7 @@ class Trainer:
         wrong = verdict(loss_value, float(grad_norm), state.recent)
         if wrong:
             self.model.zero_grad(set_to_none=True)
-            self._skip(state, wrong)
+            self.guard.skip(state, self.split.samples_per_step, wrong)
             return bool(stopping)
         lr_scale = 0.0
         if float(grad_norm) > 0:  # where nothing was to be learned, Muon's momentum would go on at its full length
@@ -236,60 +231,21 @@ class Trainer:
             state.extra[name] = figures[-1]
         return bool(figures)
 
-    def _skip(self, state: RunState, wrong: str) -> None:
-        """Go past the samples of a step that has moved nothing."""
-        first, end = state.samples, state.samples + self.split.samples_per_step
-        state.samples = end
-        state.bad_in_a_row += 1
-        state.bad_steps += 1
-        warn(f"step {state.step + 1} is skipped and taken with the next batch: {wrong} (samples {first:,} to {end - 1:,})")
-        if self.metrics:
-            self.metrics.log({"step": state.step, "bad_steps": state.bad_steps, "bad_samples": [first, end], "elapsed_s": state.elapsed_s})
-
     def _roll_back(self, state: RunState) -> None:
         """Go back to the last checkpoint, and from there past the batches of the bad steps; the third time not."""
-        first, end = state.samples - state.bad_in_a_row * self.split.samples_per_step, state.samples
-        what = f"{state.bad_in_a_row} bad steps in a row after step {state.step} (samples {first:,} to {end - 1:,})"
-        if self.passed.rollbacks >= MOST_ROLLBACKS:
-            self._give_up(state, what)
+        if self.guard.has_gone_back_enough:
+            batches = self.batches(self.split, state.samples - self.split.samples_per_step)
+            self.watch.alive("the diagnosis", LONGER)
+            try:
+                self.guard.give_up(state, batches, self.split)
+            finally:
+                batches.close()  # type: ignore[attr-defined]
         self.watch.alive("going back", LONGER)
         self._saved(state, self.checkpoints.wait)
-        self.passed = self.ranks.from_first(lambda: self.passed.add(first, end))
-        there = "there is no checkpoint to go back to"
-        if self.ranks.from_first(self.checkpoints.latest):
-            back = self.checkpoints.load(self.model, self.optimizers)
-            there = f"going back to the checkpoint of step {back.step}"
-            # Time that was spent stays spent.
-            vars(state).update(vars(replace(back, bad_steps=state.bad_steps, elapsed_s=state.elapsed_s)))
-        state.bad_in_a_row = 0
-        if self.metrics:
-            self.metrics.alert(state.step, f"{what}: {there}, and on past them", back_to=state.step)
+        self.guard.go_back(state, self.split.samples_per_step, self._newest)
 
-    def _give_up(self, state: RunState, what: str) -> None:
-        samples = state.samples - self.split.samples_per_step
-        batches = self.batches(self.split, samples)
-        self.watch.alive("the diagnosis", LONGER)
-        try:
-            found = self.diagnose(batches, self.split)
-        finally:
-            batches.close()  # type: ignore[attr-defined]
-        path = self.passed.path.with_name("diagnosis.json")
-
-        def keep() -> None:
-            write_json(path, {"step": state.step + 1, "samples": [samples, state.samples], **found})
-            replace(self.passed, rollbacks=0).write()
-
-        self.ranks.from_first(keep)
-        worst = found["rows"][0]
-        row = f"a row beginning {worst['documents'][0][:80]!r} has a loss of {worst['loss']}" if found["rows"] else "no rows"
-        text = (
-            f"{what}, and going back has not helped {MOST_ROLLBACKS} times: in the last of them layer {found['worst_layer']} has the worst "
-            f"gradient, and {row}; all of it is in {path}. Lower the learning rates or --grad_clip, look at those documents, or suspect "
-            "the hardware if other GPUs do not find the same; the same command goes on from the last checkpoint"
-        )
-        if self.metrics:
-            self.metrics.alert(state.step, text)
-        raise UserError(text)
+    def _newest(self) -> RunState | None:
+        return self.checkpoints.load(self.model, self.optimizers) if self.ranks.from_first(self.checkpoints.latest) else None
 
     def _save(self, state: RunState) -> None:
         self.watch.alive("saving", LONGER)

@@ -14,7 +14,7 @@ from nanochat.parallel.ranks import Ranks
 from nanochat.parallel.sharding import sharded_model
 from nanochat.plan.recipe import Recipe
 from nanochat.plan.recompute import Recompute
-from nanochat.train.bad_steps import PassedSamples
+from nanochat.train.bad_steps import Guard, PassedSamples
 from nanochat.train.checkpoint import Checkpoints, RunState
 from nanochat.train.hang_watch import HangWatch
 from nanochat.train.metrics import Metrics
@@ -71,9 +71,7 @@ def _train(r: Ranks, directory: str) -> tuple[list[float], list[float], list[int
         checkpoints=Checkpoints(Path(directory) / "checkpoints", r),
         metrics=metrics,
         watch=HangWatch(-1, Path(directory), 0),
-        passed=PassedSamples(Path(directory) / "passed_samples.json"),
-        diagnose=lambda batches, split: {},
-        max_bad_steps=10,
+        guard=Guard(r, metrics, PassedSamples(Path(directory) / "passed_samples.json"), lambda batches, split: {}, max_bad_steps=10),
         save_every=-1,
         grad_clip=1.0,
         flops_per_token=1.0,
