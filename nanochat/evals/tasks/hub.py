@@ -13,7 +13,7 @@ from nanochat.common import hub
 from nanochat.common.console import is_terminal, warn
 from nanochat.common.download import WRONG_CONTENTS, DownloadError, Patience, ask
 from nanochat.common.errors import UserError
-from nanochat.common.files import full_disk
+from nanochat.common.files import discard, full_disk
 from nanochat.evals.tasks.task import TaskUnavailable
 from nanochat.tokenizer.conversation import Conversation, check_conversation
 
@@ -105,22 +105,34 @@ class HubDataset:
         raise AssertionError("the last attempt returns or raises")
 
     def _verified(self, datasets: Any) -> Any:
-        """The rows, made of files that are those that the hub publishes; one that is not is removed and fetched again."""
+        """The rows, made of files that are those that the hub publishes; one that is not is fetched again.
+
+        A wrong file stays until another takes its place, and the rows made of it go first: wherever this ends, the next start sees it.
+        """
+        seen: dict[Path, int] = {}
         for attempt in range(WRONG_CONTENTS):
-            mode = "force_redownload" if attempt else None  # else the rows that were made of the wrong file are taken again
-            rows, failure = None, None
+            mode = "force_redownload" if attempt else None
+            rows: Any = None
+            failure: BaseException | None = None
             try:
                 rows = datasets.load_dataset(self.id, self.config, split=self.split, download_mode=mode)
             except Exception as error:  # what a damaged file makes its reader raise may be anything
                 failure = error
-            wrong = hub.wrong_in_cache(hub.cached_files(self.id))
-            for path in wrong:
-                warn(f"{path} is not what the hub publishes: it is fetched again")
-                hub.forget(path)
-            if not wrong and failure:
+                if attempt and type(error) is ValueError:  # the client's word for what it could not fetch again
+                    failure = ConnectionError(str(error))
+            found = {path: path.stat().st_ctime_ns for path in hub.wrong_in_cache(hub.cached_files(self.id))}
+            wrong = [path for path, changed in found.items() if seen.get(path) != changed]  # else it is no file of these rows
+            if failure and (not wrong or (attempt and isinstance(failure, OSError))):
                 raise failure
             if not wrong:
                 return rows
+            if not hub_answers():
+                raise TaskUnavailable(f"{self.id}: {wrong[0]} is not what {_endpoint()} publishes, which does not answer now")
+            for path in wrong:
+                warn(f"{path} is not what the hub publishes: it is fetched again")
+            for made in {Path(file["filename"]).parent for file in (rows.cache_files if rows is not None else ())}:
+                discard(made)
+            seen = found
         raise TaskUnavailable(f"{self.id}: {wrong[0].name} arrived wrong {WRONG_CONTENTS} times from {_endpoint()}")
 
 

