@@ -97,7 +97,7 @@ if [ -z "${SKIP_PREFLIGHT:-}" ] && [ ! -d "$RUN/rl/model" ]; then
 fi
 # A new node has nothing: what the old one has copied away is brought back first, and what it had finished is not done again.
 if [ -n "${CHECKPOINT_MIRROR:-}" ] && [ ! -d "$RUN/base/model" ] && [ "${NODE_RANK:-0}" = 0 ]; then
-  stage "what the mirror has" python -m scripts.mirror --fetch --model_tag="$TAG" || [ -d "$RUN/base/checkpoints" ]
+  stage "what the mirror has" python -m scripts.mirror --fetch --model_tag="$TAG" || [ -e "$RUN/base/checkpoints/latest" ]
 fi
 if [ "$REHEARSE" = false ] && [ ! -d "$RUN/base/model" ]; then
   # One line and the end, before anything is fetched, where the GPUs or the disk are too small.

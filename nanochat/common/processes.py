@@ -34,10 +34,13 @@ def _runs(number: str) -> bool:
     return state not in "ZX"
 
 
-def die_at_once_with_starter() -> None:
-    """Let the kernel kill this process when its starter dies, whatever that was. On Linux; elsewhere nothing."""
+def die_at_once_with_starter(starter: int) -> None:
+    """Let the kernel kill this process when its starter, of that number, dies; it ends where that one is dead already. On Linux;
+    elsewhere nothing."""
     if sys.platform == "linux":
         _end_with_starter(signal.SIGKILL)
+        if os.getppid() != starter:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _end_with_starter(number: int) -> None:

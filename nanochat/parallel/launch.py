@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import signal
 import sys
 
@@ -13,16 +14,18 @@ from nanochat.common.cli import EXIT_STOPPED, EXIT_WRONG_REQUEST
 from nanochat.common.processes import DIES_WITH
 
 SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
-SHUTDOWN_S = "600"
+SHUTDOWN_S, WITH_MIRROR_S = "600", "4200"
 ASKED_TO_STOP = (-signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP, -signal.SIGUSR1)
 
 
 def launch(arguments: list[str]) -> int:
     """Run torchrun's arguments; returns 0 when all ranks are done, 75 when they were asked to stop, 2 for a wrong request, else 1.
 
-    A signal is handed on to the ranks, which have ten minutes to finish a step and save; a second one ends them.
+    A signal is handed on to the ranks, which have ten minutes to finish a step and save, and an hour more to give it to a mirror; a
+    second one ends them.
     """
-    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", SHUTDOWN_S)
+    mirrored = "CHECKPOINT_MIRROR" in os.environ or any(re.match("--checkpoint[_-]mirror", word) for word in arguments)
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", WITH_MIRROR_S if mirrored else SHUTDOWN_S)
     os.environ[DIES_WITH] = str(os.getpid())
     for name in ("torch.distributed.elastic", "torch.distributed.run"):  # what they say, a line here says
         logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from nanochat.data.sources import NAMED
 from nanochat.report import sections
-from nanochat.report.run_files import STAGES, read_stage
+from nanochat.report.run_files import read_stage
+from nanochat.train.run_directory import STAGES
 
 LICENCE_IDS = {"climbmix": "cc-by-nc-4.0"}
 """Of models whose text binds what may be done with them; elsewhere it is for those who trained the model to choose."""

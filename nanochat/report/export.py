@@ -12,7 +12,7 @@ from nanochat.common.console import is_terminal, say
 from nanochat.common.errors import UserError
 from nanochat.common.files import atomic_path
 from nanochat.common.paths import named_path
-from nanochat.report.run_files import STAGES
+from nanochat.train.run_directory import STAGES
 
 CONVERTED = """---
 library_name: transformers

@@ -16,7 +16,8 @@ from nanochat.common.secrets import hide
 from nanochat.report import machine, sections
 from nanochat.report.markdown import block, cell, table
 from nanochat.report.plots import draw_all
-from nanochat.report.run_files import STAGES, StageFiles, find_run, read_stage
+from nanochat.report.run_files import StageFiles, find_run, read_stage
+from nanochat.train.run_directory import STAGES
 
 REPORT_FILE, PICTURES = "report.md", "report"
 

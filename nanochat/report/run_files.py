@@ -9,7 +9,6 @@ from typing import Any
 from nanochat.common.errors import UserError
 from nanochat.common.paths import base_dir
 
-STAGES = ("base", "mid", "sft", "rl", "dpo")
 Row = dict[str, Any]
 
 

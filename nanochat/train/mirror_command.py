@@ -6,7 +6,7 @@ from nanochat.common.console import say
 from nanochat.common.errors import UserError
 from nanochat.common.paths import run_dir
 from nanochat.train.mirror import Mirror, one_line
-from nanochat.train.run_directory import StageDirectory
+from nanochat.train.run_directory import STAGES, StageDirectory
 from nanochat.train.settings import mirror_address
 
 
@@ -36,7 +36,7 @@ def mirror(settings: MirrorSettings) -> None:
             there.put_models()
             say(f"{url} has the models of {settings.model_tag}")
             return
-        for name in there.stages():
+        for name in sorted(there.stages(), key=lambda name: STAGES.index(name) if name in STAGES else -1):  # the last one is the newest
             stage = StageDirectory(settings.model_tag, name)
             with stage.locked():
                 there.fetch(stage)

@@ -25,22 +25,46 @@ GIVE_UP_S = 60.0
 """Seconds of failing after which a copy is given up where the stage has ended."""
 CLOSE_S = 3600.0
 """Seconds after which one that neither fails nor ends is given up there."""
+BEHIND_S = 3600.0
+"""Seconds without a copy of the newest checkpoint after which somebody should know of it."""
+LOOK_AFTER_S = 60.0
+TRAINING = 3
+"""Descriptor, in the process that copies, of what training hears; 1 is whatever the address's library prints."""
 
 
 class Mirroring:
     """Copies what comes to stand of a stage; it ends, at the latest, when this process does. Only the first rank makes one."""
 
     def __init__(self, stage: Path, url: str, keep_every: int):
-        command = [sys.executable, "-m", __name__, str(stage), str(keep_every), str(GIVE_UP_S)]
-        environment = {**os.environ, ADDRESS: url}  # not a flag, which every user of the machine could read
+        self._stage = stage
+        self._command = [sys.executable, "-m", __name__, str(stage), str(keep_every), str(GIVE_UP_S), str(os.getpid())]
+        self._environment = {**os.environ, ADDRESS: url}  # not a flag, which every user of the machine could read
+        self._alerts = list[str]()
+        self._copied, self._behind_since, self._looked = "", float("inf"), 0.0
+        self._end_by, self._said_waiting = float("inf"), False
+        self._start()
+
+    def _start(self) -> None:
         # A session of its own: a signal is training's to answer.
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, start_new_session=True)
+        self._process = subprocess.Popen(
+            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=self._environment, start_new_session=True
+        )
         assert self._process.stdout
         os.set_blocking(self._process.stdout.fileno(), False)
-        self._left, self._alerts = b"", list[str]()
+        self._left, self._started, self._told_of_end = b"", time.monotonic(), False
 
     def alerts(self) -> list[str]:
         """What somebody should know of, since this was asked last; what went well is said. Returns at once."""
+        self._listen()
+        if self._end_by == float("inf"):
+            if self._process.poll():
+                self._start_again()
+            elif time.monotonic() - self._looked > LOOK_AFTER_S:
+                self._look_whether_behind()
+        alerts, self._alerts = self._alerts, []
+        return alerts
+
+    def _listen(self) -> None:
         assert self._process.stdout
         with contextlib.suppress(BlockingIOError):
             while new := os.read(self._process.stdout.fileno(), 65536):
@@ -50,28 +74,54 @@ class Mirroring:
             kind, text = json.loads(line)
             if kind == "alert":
                 self._alerts.append(text)
+            elif kind == "copied":
+                self._copied, self._behind_since = text, float("inf")
             else:
                 say(text)
-        alerts, self._alerts = self._alerts, []
-        return alerts
 
-    def close(self) -> list[str]:
-        """Let it copy what has not been copied, as long as the address takes it; returns the last alerts."""
+    def _start_again(self) -> None:
+        """Whoever has ended the copying, it goes on; not more often than every few minutes."""
+        if not self._told_of_end:
+            self._told_of_end = True
+            self._alerts.append(f"the process that copies to the mirror has ended ({self._process.returncode}); it is started again")
+        if time.monotonic() - self._started > RETRY_S[-1]:
+            self._start()
+
+    def _look_whether_behind(self) -> None:
+        now = self._looked = time.monotonic()
+        if named(self._stage / "checkpoints", LATEST_FILE) == self._copied:
+            self._behind_since = float("inf")
+        elif self._behind_since == float("inf"):
+            self._behind_since = now
+        elif now - self._behind_since > BEHIND_S:
+            text = f"the mirror has taken no checkpoint for {(now - self._behind_since) / 3600:.1f} h"
+            self._alerts.append(f"{text}: the last that it took is {self._copied or 'none'}")
+            self._behind_since = now
+
+    def end(self) -> None:
+        """Ask it to copy what has not been copied, and end."""
+        if self._process.poll():
+            self._start()
         assert self._process.stdin
         self._process.stdin.close()
-        alerts: list[str] = []
-        said, deadline = False, time.monotonic() + CLOSE_S
-        while self._process.poll() is None:
-            if time.monotonic() > deadline:
-                self.kill()
-                alerts.append(f"the mirror has not taken the end of the stage within {CLOSE_S / 60:.0f} minutes, and is not waited for")
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(LOOK_EVERY_S)
-            alerts += self.alerts()
-            if not said and self._process.poll() is None:
-                said = True
-                say("waiting for the mirror to have it all; a second signal leaves at once")
-        return [*alerts, *self.alerts()]
+        self._end_by = time.monotonic() + CLOSE_S
+
+    def ended(self) -> bool:
+        """Whether it has, as far as the address takes it; waits a second for it. What went wrong is then in `alerts`."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            if self._process.wait(LOOK_EVERY_S):
+                self._alerts.append(f"the process that copies to the mirror has ended ({self._process.returncode}) before it was done")
+        self._listen()
+        if self._process.poll() is not None:
+            return True
+        if time.monotonic() > self._end_by:
+            self.kill()
+            self._alerts.append(f"the mirror has not taken the end of the stage within {CLOSE_S / 60:.0f} minutes, and is not waited for")
+            return True
+        if not self._said_waiting:
+            self._said_waiting = True
+            say("waiting for the mirror to have it all; another signal leaves at once, and scripts.mirror gives it the rest")
+        return False
 
     def kill(self) -> None:
         """End it at once, if it has not ended."""
@@ -81,7 +131,7 @@ class Mirroring:
 
 def _tell(kind: str, text: str) -> None:
     with contextlib.suppress(OSError):  # nobody reads it any more
-        os.write(1, (json.dumps([kind, text]) + "\n").encode())
+        os.write(TRAINING, (json.dumps([kind, text]) + "\n").encode())
 
 
 def _ended(wait_s: float) -> bool:
@@ -107,10 +157,11 @@ class _Copier:
         in_use = self.stage / "checkpoints" / COPIED_FILE
         try:
             if name and name != self.copied:
-                in_use.write_text(name, encoding="utf-8")
+                self._keep(in_use, name)
                 started = time.monotonic()
                 self.mirror.put_checkpoint(self.stage / "checkpoints" / name, self.keep_every)
                 self.copied = name
+                _tell("copied", name)
                 _tell("said", f"copied {name} to {self.mirror.url} in {time.monotonic() - started:.1f} s")
             if ended:
                 self.mirror.put_models()
@@ -125,6 +176,10 @@ class _Copier:
             _tell("said", f"{self.mirror.url} takes copies again")
         self.failing_since, self.failures = None, 0
         return True
+
+    def _keep(self, in_use: Path, name: str) -> None:
+        with contextlib.suppress(OSError):  # a full disk: it may be removed while it is copied, and a newer one comes next
+            in_use.write_text(name, encoding="utf-8")
 
     def _failed(self, error: Exception) -> None:
         if self.failing_since is None:
@@ -153,7 +208,9 @@ class _Copier:
 if __name__ == "__main__":
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-    die_at_once_with_starter()
+    os.dup2(1, TRAINING)
+    os.dup2(2, 1)
+    die_at_once_with_starter(int(sys.argv[4]))
     hide_in_output()
     try:
         _Copier(Path(sys.argv[1]), os.environ[ADDRESS], int(sys.argv[2]), float(sys.argv[3])).run()

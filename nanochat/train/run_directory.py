@@ -7,10 +7,30 @@ from pathlib import Path
 from typing import Any
 
 from nanochat.common.errors import UserError
-from nanochat.common.files import read_json, remove_leftovers, write_json
+from nanochat.common.files import read_json, remove, remove_leftovers, write_json
 from nanochat.common.locks import TakenError, locked
 from nanochat.common.paths import run_dir
 from nanochat.common.secrets import without_secrets
+from nanochat.train.checkpoint_directory import COPIED_FILE
+
+STAGES = ("base", "mid", "sft", "rl", "dpo")
+"""In the order in which a run comes to them."""
+
+
+def identity_of(stage: Path) -> dict[str, Any] | None:
+    """What a stage's config.json says that its run is; None where nothing does."""
+    try:
+        return dict(read_json(stage / "config.json")["identity"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def difference(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """The first thing in which two runs are not the same; empty where there is none."""
+    for key, value in without_secrets(now).items():
+        if before.get(key) != value:
+            return f"with {key} {before.get(key)}, this one asks for {value}"
+    return ""
 
 
 @dataclass(frozen=True)
@@ -37,6 +57,11 @@ class StageDirectory:
         """Where checkpoints lie."""
         return self.path / "checkpoints"
 
+    @property
+    def to_begin_anew(self) -> str:
+        """What somebody does who wants to."""
+        return f"choose another --model_tag, or remove {self.path} (and, where it has a mirror, {self.tag}/{self.stage} there)"
+
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the directory for this process. Raises UserError when another run has it."""
@@ -48,6 +73,7 @@ class StageDirectory:
             with locked(self.path / ".lock", patience_s=0):
                 remove_leftovers(self.path)
                 remove_leftovers(self.checkpoints)
+                remove(self.checkpoints / COPIED_FILE)  # of a copy that was killed
                 yield
         except TakenError as taken:
             raise UserError(f"another process is training in {self.path}{taken.hint}: wait for it, or choose another --model_tag") from None
@@ -60,16 +86,11 @@ class StageDirectory:
         identity, settings = without_secrets(identity), without_secrets(settings)
         path = self.path / "config.json"
         if path.is_file() and (self.model.exists() or self.checkpoints.exists()):
-            try:
-                before = dict(read_json(path)["identity"])
-            except (ValueError, KeyError, TypeError):
-                raise UserError(f"{path} is damaged: choose another --model_tag, or remove {self.path}") from None
-            for key, value in identity.items():
-                if before.get(key) != value:
-                    raise UserError(
-                        f"{self.path} belongs to a run with {key} {before.get(key)}, this one asks for {value}: "
-                        "choose another --model_tag, or remove that directory"
-                    )
+            before = identity_of(self.path)
+            if before is None:
+                raise UserError(f"{path} is damaged: {self.to_begin_anew}")
+            if differing := difference(before, identity):
+                raise UserError(f"{self.path} belongs to a run {differing}: {self.to_begin_anew}")
         if not self.model.exists():
             write_json(path, {"identity": identity, "settings": settings})
 
@@ -81,4 +102,4 @@ class StageDirectory:
         try:
             return dict(read_json(path))
         except (ValueError, TypeError):
-            raise UserError(f"{path} is damaged: choose another --model_tag, or remove {self.path}") from None
+            raise UserError(f"{path} is damaged: {self.to_begin_anew}") from None

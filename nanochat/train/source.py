@@ -19,8 +19,7 @@ from nanochat.parallel.sharding import rows_held
 from nanochat.tokenizer.tokenizer import Tokenizer
 from nanochat.train.checkpoint import load_checkpoint_weights
 from nanochat.train.checkpoint_files import STATE_FILE
-
-STAGES = ("base", "mid", "sft", "rl", "dpo")
+from nanochat.train.run_directory import STAGES
 
 
 @dataclass(frozen=True)

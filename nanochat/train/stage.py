@@ -114,11 +114,11 @@ def already_done(stage: StageDirectory, identity: dict[str, Any], settings: Trai
     """
     same_gpus(r.gather(torch.cuda.get_device_name(r.device) if r.device.type == "cuda" else "CPU"))
     if settings.mirror:
-        r.from_first(lambda: open_mirror(settings.mirror, stage))
+        r.from_first(lambda: open_mirror(settings.mirror, stage, identity))
     r.from_first(lambda: stage.settle(identity, asdict(settings)))
     done = r.from_first(lambda: _stands(stage))
     if done:
-        say(f"already done: {stage.model} stands; to train it anew choose another --model_tag, or remove {stage.path}")
+        say(f"already done: {stage.model} stands; to train it anew {stage.to_begin_anew}")
     return done
 
 

@@ -269,9 +269,13 @@ class Trainer:
 
     def await_mirror(self, state: RunState) -> None:
         """Wait until the mirror, where there is one, has what stands, or has been given up. Every rank calls it."""
-        self.watch.alive("the mirror", LONGER)
-        self._tell(state, self.mirror.close() if self.mirror else [])
-        self.ranks.barrier()
+        if self.mirror:
+            self.mirror.end()
+        ended = False
+        while not ended:
+            self.watch.alive("the mirror", LONGER)
+            ended = self.ranks.from_first(lambda: self.mirror is None or self.mirror.ended())
+        self._tell(state, self.mirror.alerts() if self.mirror else [])
 
     def _tell(self, state: RunState, alerts: list[str]) -> None:
         for text in alerts:

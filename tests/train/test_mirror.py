@@ -5,15 +5,17 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from nanochat.common.errors import UserError
-from nanochat.train import mirroring
+from nanochat.model.find import find_model
+from nanochat.train import mirror_command, mirroring
 from nanochat.train.checkpoint_directory import standing
-from nanochat.train.mirror import Mirror
+from nanochat.train.mirror import Mirror, open_mirror
 from nanochat.train.run_directory import StageDirectory
 from tests.conftest import ROOT, TINY, World, wrong_request
 
@@ -130,7 +132,8 @@ def test_a_new_node_goes_on_where_the_old_one_died(world: World, store: Store, u
         f"checkpoints/step_{step:08d}.json" for step in (20, 40, 50, 60)
     }
     assert {name for name in here if "/" in name} - {"checkpoints/latest"} <= there
-    assert {f"model.files/{name}" for name in here if "/" not in name} <= there
+    small = {name.partition(".")[2] for name in (each.removeprefix("model.files/") for each in there if each.startswith("model.files/"))}
+    assert small == {name for name in here if "/" not in name}
 
     shutil.rmtree(world.base / "runs" / tag)
     third = finish(world, tag, store)  # the stage is done: its model is all that is fetched
@@ -209,13 +212,206 @@ def test_a_mirror_that_fails_for_a_while_is_an_alert_and_training_goes_on(world:
     assert (tmp_path / "mirror/unlucky/base/model.json").exists()
 
 
+def last_alerts(copying: mirroring.Mirroring) -> list[str]:
+    """Let it end; what somebody should know of."""
+    copying.end()
+    while not copying.ended():
+        pass
+    return copying.alerts()
+
+
+def a_stage(directory: Path, step: int = 10, text: str = "weights", **identity: object) -> StageDirectory:
+    """The base stage of a run d2 under a base directory, with a checkpoint."""
+    stage = StageDirectory("d2", "base")
+    path = directory / "runs/d2/base/checkpoints" / f"step_{step:08d}"
+    path.mkdir(parents=True)
+    (path / "a").write_text(f"{text} {step}")
+    (path / "b").write_text(f"state {step}")
+    (path.parent / "latest").write_text(path.name)
+    (path.parents[1] / "config.json").write_text(json.dumps({"identity": identity, "settings": {}}))
+    (path.parents[1] / "metrics.jsonl").write_text(f"{step}\n")
+    return stage
+
+
+@pytest.fixture
+def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty base directory, of this process."""
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path / "node"))
+    (tmp_path / "node").mkdir()
+    return tmp_path / "node"
+
+
+def test_a_copier_that_is_killed_is_told_of_and_started_again(node: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mirroring, "RETRY_S", (0.1,))
+    stage = a_stage(node)
+    copying = mirroring.Mirroring(stage.path, str(tmp_path / "mirror"), -1)
+    copying._process.kill()
+    copying._process.wait()
+    time.sleep(0.2)
+    (alert,) = copying.alerts()
+    assert "has ended (-9); it is started again" in alert
+    assert copying.alerts() == []
+    copying._process.kill()
+    copying._process.wait()
+    assert last_alerts(copying) == []
+    assert (tmp_path / "mirror/d2/base/checkpoints/step_00000010/a").read_text() == "weights 10"
+
+
+def test_a_mirror_that_takes_nothing_for_long_is_an_alert(node: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mirroring, "BEHIND_S", 0.2)
+    monkeypatch.setattr(mirroring, "LOOK_AFTER_S", 0.0)
+    stage = a_stage(node)
+    os.mkfifo(tmp_path / "never")
+    (stage.checkpoints / "step_00000010/c").symlink_to(tmp_path / "never")
+    copying = mirroring.Mirroring(stage.path, str(tmp_path / "mirror"), -1)
+    try:
+        assert copying.alerts() == []
+        time.sleep(0.3)
+        (alert,) = copying.alerts()
+    finally:
+        copying.kill()
+    assert "the last that it took is none" in alert
+
+
+def test_what_a_library_prints_is_not_taken_for_news(node: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "from fsspec.implementations.local import LocalFileSystem as L\n"
+        "put = L.put_file\n"
+        "L.put_file = lambda *words, **more: (print('sending', flush=True), put(*words, **more))[1]\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{ROOT}")
+    copying = mirroring.Mirroring(a_stage(node).path, str(tmp_path / "mirror"), -1)
+    assert last_alerts(copying) == []
+    assert (tmp_path / "mirror/d2/base/checkpoints/latest.json").exists()
+
+
+def test_two_runs_of_one_name_do_not_take_each_others_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def put(stage: StageDirectory, step: int) -> None:
+        Mirror(url, stage.path.parent).put_checkpoint(stage.checkpoints / f"step_{step:08d}", -1)
+
+    url = str(tmp_path / "mirror")
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path / "a"))
+    first = a_stage(tmp_path / "a", 900, seed=42)
+    put(first, 900)
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path / "b"))
+    second = a_stage(tmp_path / "b", 400, seed=43)
+    open_mirror(url, second, {"seed": 43})
+    assert "with seed 42, this one asks for 43" in capsys.readouterr().err
+    assert (second.path / "metrics.jsonl").read_text() == "400\n"
+    with pytest.raises(UserError, match="seed 42"):
+        put(second, 400)
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path / "c"))
+    third = StageDirectory("d2", "base")
+    third.path.mkdir(parents=True)
+    with pytest.raises(UserError, match="seed 42, this one asks for 43"):
+        open_mirror(url, third, {"seed": 43})
+    assert list(third.path.iterdir()) == []
+
+    # The same run on, from an older checkpoint, while what is there could not be read.
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path / "d"))
+    fourth = a_stage(tmp_path / "d", 500, seed=42)
+    put(fourth, 500)
+    assert (tmp_path / "mirror/d2/base/checkpoints/step_00000900.json").exists()
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path / "c"))
+    open_mirror(url, third, {"seed": 42})
+    assert list(standing(third.checkpoints)) == [500]
+
+
+def test_a_fetch_that_is_killed_at_its_end_is_done_again(node: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nanochat.common import files
+
+    url = str(tmp_path / "mirror")
+    stage = a_stage(node, 900)
+    mirror = Mirror(url, stage.path.parent)
+    mirror.put_checkpoint(stage.checkpoints / "step_00000900", -1)
+    shutil.rmtree(node)
+    a_stage(node, 400)
+    publish = files.publish
+
+    def killed(aside: Path, path: Path) -> None:
+        if path.name == "step_00000900":
+            raise KeyboardInterrupt
+        publish(aside, path)
+
+    monkeypatch.setattr(files, "publish", killed)
+    with pytest.raises(KeyboardInterrupt):
+        mirror.fetch(stage)
+    monkeypatch.setattr(files, "publish", publish)
+    assert list(standing(stage.checkpoints)) == [400]
+    mirror.fetch(stage)
+    assert list(standing(stage.checkpoints)) == [400, 900]
+    assert (stage.checkpoints / "latest").read_text() == "step_00000900\n"
+
+
+def test_a_faulty_link_loses_only_what_was_on_its_way(node: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nanochat.train import mirror as module
+
+    monkeypatch.setattr(module, "WAIT_S", 0.0)
+    stage = a_stage(node, 10)
+    mirror = Mirror(str(tmp_path / "mirror"), stage.path.parent)
+    sent: list[str] = []
+    put_file, get_file = mirror.fs.put_file, mirror.fs.get_file
+
+    def put_once_in_two(path: str, remote: str) -> None:
+        sent.append(Path(path).name)
+        if len(sent) == 2:
+            raise TimeoutError
+        put_file(path, remote)
+
+    def get_once_in_two(remote: str, path: str) -> None:
+        sent.append(Path(remote).name)
+        if len(sent) % 2:
+            raise TimeoutError
+        get_file(remote, path)
+
+    monkeypatch.setattr(mirror.fs, "put_file", put_once_in_two)
+    monkeypatch.setattr(mirror.fs, "get_file", get_once_in_two)
+    path = stage.checkpoints / "step_00000010"
+    with pytest.raises(TimeoutError):
+        mirror.put_checkpoint(path, -1)
+    mirror.put_checkpoint(path, -1)
+    assert sent == ["a", "b", "b"]
+
+    # Begun again, its rows have grown: what is listed there stays whole at every moment.
+    (stage.path / "metrics.jsonl").write_text("more\n")
+    monkeypatch.setattr(mirror, "_put_json", lambda remote, value: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        mirror.put_checkpoint(path, -1)
+    sent.clear()
+    shutil.rmtree(node)
+    stage.path.mkdir(parents=True)
+    mirror.fetch(stage)
+    assert (path / "a").read_text() == "weights 10"
+    assert (stage.path / "metrics.jsonl").read_text() == "10\n"
+
+
+def test_models_come_in_the_order_of_their_stages_and_only_their_files(node: Path, tmp_path: Path) -> None:
+    for name in ("base", "mid", "sft", "rl"):
+        model = node / "runs/d2" / name / "model"
+        (model / ".cache").mkdir(parents=True)
+        (model / "config.json").write_text(name)
+    Mirror(str(tmp_path / "mirror"), node / "runs/d2").put_models()
+    shutil.rmtree(node / "runs")
+    mirror_command.mirror(mirror_command.MirrorSettings("d2", str(tmp_path / "mirror"), fetch=True))
+    assert find_model(("base", "mid", "sft", "rl")).parent.name == "rl"
+
+
+def test_a_checkpoint_is_not_held_for_a_copy_that_was_killed(node: Path) -> None:
+    stage = a_stage(node)
+    (stage.checkpoints / "copied").write_text("step_00000010")
+    with stage.locked():
+        assert not (stage.checkpoints / "copied").exists()
+
+
 def test_at_the_end_it_is_not_waited_for_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mirroring, "GIVE_UP_S", 1.0)
     (tmp_path / "runs/d2/base/model").mkdir(parents=True)
     (tmp_path / "runs/d2/base/model/config.json").write_text("{}")
     (tmp_path / "mirror").write_text("a file in its place")
     copying = mirroring.Mirroring(tmp_path / "runs/d2/base", str(tmp_path / "mirror"), -1)
-    failing, lacking = copying.close()
+    failing, lacking = last_alerts(copying)
     assert "does not take what it is given" in failing
     assert "lacks the end of d2 base" in lacking
 
@@ -226,7 +422,7 @@ def test_an_address_that_neither_fails_nor_ends_is_given_up(tmp_path: Path, monk
     os.mkfifo(tmp_path / "mirror")  # whoever opens it waits for ever
     (tmp_path / "runs/d2/base/model/config.json").symlink_to(tmp_path / "mirror")
     copying = mirroring.Mirroring(tmp_path / "runs/d2/base", str(tmp_path / "there"), -1)
-    (alert,) = copying.close()
+    (alert,) = last_alerts(copying)
     assert "is not waited for" in alert
 
 
@@ -246,6 +442,8 @@ def test_a_run_is_given_and_fetched_by_hand(world: World, trained: Path, tmp_pat
     for path in trained.iterdir():
         assert (other.base / "runs/trained/base/model" / path.name).read_bytes() == path.read_bytes()
     assert other.losses("trained") == world.losses("trained")
+    for path in (world.base / "tokenizer").glob("*/*"):
+        assert (other.base / path.relative_to(world.base)).read_bytes() == path.read_bytes()
 
 
 @pytest.mark.parametrize(
