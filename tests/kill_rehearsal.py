@@ -62,6 +62,8 @@ def shorter(command: list[str]) -> list[str]:
     short = [f"{name}={flags[name]}" if (name := word.partition("=")[0]) in flags else word for word in command]
     if "--num_iterations" in flags:
         short.append("--no-compile")
+    if module == "scripts.base_loss":
+        short.append("--eval_tokens=4096")
     if "-x" in short:
         short[short.index("-x") + 1] = "16"
     return short
