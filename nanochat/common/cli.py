@@ -15,7 +15,7 @@ from typing import NoReturn, TypeVar
 from nanochat.common.errors import Stopped, UserError
 from nanochat.common.files import full_disk
 from nanochat.common.processes import die_with_starter
-from nanochat.common.secrets import hide_in_output, remember_secrets
+from nanochat.common.secrets import hide, hide_in_output, remember_arguments, remember_secrets
 
 EXIT_WRONG_REQUEST = 2
 EXIT_STOPPED = 75
@@ -120,9 +120,18 @@ def parse(settings_class: type[S], args: list[str]) -> S:
 
     Raises UserError, with one line, for a flag or a value that is wrong.
     """
+    args = [arg for arg in args if arg != "--"]
+    remember_arguments(args)
+    try:
+        return _parse(settings_class, args)
+    except UserError:
+        _parse(settings_class, [hide(arg) for arg in args])  # the same, but in its lines, which break inside of words, is no secret
+        raise
+
+
+def _parse(settings_class: type[S], args: list[str]) -> S:
     import tyro
 
-    args = [arg for arg in args if arg != "--"]
     captured = io.StringIO()
     try:
         with contextlib.redirect_stderr(captured):

@@ -5,11 +5,12 @@ import os
 import re
 import sys
 import urllib.parse
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 NAME = re.compile(r"(?:token|key|secret|password|passwd|credential)s?$", re.IGNORECASE)
 """What a variable or a flag is called that holds a secret: HF_TOKEN, WANDB_API_KEY, --api_key, …"""
+NUMBER = re.compile(r"[\d_.e+-]+", re.IGNORECASE)
 LEAST_CHARS = 8  # a shorter one would turn up in words
 SHOWN = "***"
 
@@ -26,6 +27,15 @@ _remembered: set[str] = set()
 def remember_secrets(settings: Mapping[str, Any]) -> None:
     """Hide from now on what settings hold under a secret's name."""
     _remembered.update(_values(settings))
+
+
+def remember_arguments(args: Sequence[str]) -> None:
+    """The same of flags, `--name=value` and `--name value`, before it is known whether they mean anything."""
+    for arg, following in zip(args, [*args, ""][1:], strict=True):
+        name, equals, value = arg.partition("=")
+        value = value if equals else following
+        if name.startswith("--") and not NUMBER.fullmatch(value):  # --eval_tokens=20000000
+            remember_secrets({name: value})
 
 
 def _values(named: Mapping[str, Any]) -> Iterator[str]:

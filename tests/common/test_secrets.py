@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nanochat.common import secrets
-from nanochat.common.secrets import hide, remember_secrets, without_secrets
+from nanochat.common.secrets import hide, remember_arguments, remember_secrets, without_secrets
 from tests.conftest import ROOT
 
 VALUE = 'a"very/secret value+1'
@@ -104,6 +104,28 @@ def test_values_inside_values_are_hidden() -> None:
 def test_flags_of_a_secrets_name_are_remembered() -> None:
     remember_secrets({"api_key": "my server's key", "depth": 4, "run": "my own run"})
     assert hide("my server's key, my own run") == "***, my own run"
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--apikey=supersecretvalue123"],
+        ["--api-keys", "supersecretvalue123"],
+        ["--api_key=supersecretvalue123", "--depth=x"],
+        ["--api_key", "supersecretvalue123", "supersecretvalue123"],
+        ["--hf-token=" + "supersecretvalue123" * 9],  # of which a line of 80 characters shows a part
+    ],
+)
+def test_a_wrong_command_line_does_not_show_one(flags: list[str]) -> None:
+    command = [sys.executable, "-m", "scripts.chat_cli", *flags]
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "SOME_TOKEN": "no part"})
+    assert (finished.returncode, finished.stdout) == (2, "")
+    assert "secret" not in finished.stderr
+
+
+def test_numbers_of_tokens_are_shown() -> None:
+    remember_arguments(["--eval_tokens=20000000", "--max-tokens", "10_000_000", "--data", "path/to/data", "--tokenizer=climbmix-4096"])
+    assert hide("20000000 10_000_000 path/to/data climbmix-4096") == "20000000 10_000_000 path/to/data climbmix-4096"
 
 
 PROGRAM = """
