@@ -28,7 +28,8 @@ class WebSettings(TalkSettings):
     port: Annotated[int, tyro.conf.arg(aliases=["-p"])] = 8000
     """Port to listen on."""
     allowed_hosts: str = ""
-    """Further names by which it is reached, through a proxy say, separated by commas. A server for this machine alone refuses others."""
+    """Further names by which it is reached, through a proxy say, separated by commas, whatever the port; *.NAME for all below one, * for
+    any. A server for this machine alone refuses others."""
     api_key: str = ""
     """Key that requests must bring. Default: NANOCHAT_API_KEY, else none."""
     num_gpus: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 1
@@ -59,17 +60,19 @@ class WebSettings(TalkSettings):
 def serve(settings: WebSettings) -> None:
     """Serve until a signal asks to stop. Raises UserError for a wrong request."""
     settings.check()
+    from nanochat.serve.hosts import Hosts, is_loopback
     from nanochat.serve.load import find_directory
 
     find_directory(settings)  # at once, where there is none
     listening = _listen(settings.host, settings.port)
+    address, port = listening.getsockname()[:2]
+    hosts = Hosts(address, settings.allowed_hosts, settings.host)
     import torch
     import uvicorn
 
     from nanochat.engine.engine import Engine
     from nanochat.model.gpt import GPT
     from nanochat.serve.app import make_app
-    from nanochat.serve.hosts import Hosts, is_loopback
     from nanochat.serve.load import can_compile, open_model
     from nanochat.serve.serving import Limits, Model, Server
     from nanochat.serve.worker import Worker
@@ -92,9 +95,8 @@ def serve(settings: WebSettings) -> None:
     served = Model(name, tokenizer, model.config.max_seq_len, workers, settings.sampling(), settings.max_tokens, int(time.time()))
     limits = Limits(int(settings.max_body_mib * 2**20), settings.max_queue, settings.max_per_client)
     key = settings.api_key or os.environ.get("NANOCHAT_API_KEY", "")  # both of a name that keeps them out of what is printed
-    hosts = Hosts(settings.host, settings.allowed_hosts)
     server = Server(served, limits, hosts, key, _log(settings.log_conversations) if settings.log_conversations else None)
-    if not is_loopback(settings.host) and not key:
+    if not is_loopback(address) and not key:
         warn(f"{settings.host} can be reached by others, and no --api_key keeps them out")
 
     class Uvicorn(uvicorn.Server):
@@ -103,7 +105,7 @@ def serve(settings: WebSettings) -> None:
             super().handle_exit(sig, frame)
 
     config = uvicorn.Config(make_app(server), log_level="warning", timeout_graceful_shutdown=GRACE_S, server_header=False)
-    say(f"{name} is served at http://{settings.host}:{listening.getsockname()[1]}/ (API: /v1); Ctrl-C stops it")
+    say(f"{name} is served at http://{settings.host}:{port}/ (API: /v1); Ctrl-C stops it")
     Uvicorn(config).run(sockets=[listening])
 
 
