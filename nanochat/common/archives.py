@@ -1,5 +1,6 @@
 """Zips from elsewhere: unpacked into one directory and never outside it, plain files only, no more than was expected."""
 
+import errno
 import shutil
 import stat
 import unicodedata
@@ -11,6 +12,7 @@ from nanochat.common.errors import UserError
 
 PACKINGS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # the others of zipfile's are read by other libraries, which is no need here
 NAME_BYTES = 255
+DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, OverflowError, NotImplementedError)  # in zipfile's words
 
 
 def unzip(archive: Path, into: Path, most_bytes: int, most_members: int) -> None:
@@ -33,7 +35,9 @@ def unzip(archive: Path, into: Path, most_bytes: int, most_members: int) -> None
                 place.parent.mkdir(parents=True, exist_ok=True)
                 with opened.open(member) as packed, place.open("xb") as file:
                     shutil.copyfileobj(packed, file)
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, NotImplementedError) as error:  # zipfile's words for damage
+    except (*DAMAGE, OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # that of looking for a member where no file has a place
+            raise
         raise UserError(f"{archive} is no whole zip ({error}): fetch it again") from None
 
 

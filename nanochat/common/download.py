@@ -31,6 +31,8 @@ LONGEST_WAIT_S = 60.0
 LONGEST_RETRY_AFTER_S = 600.0
 SLOWEST_BYTES_PER_S = 1_000
 PROGRESS_BYTES = 1 << 20  # an attempt that brings as much was none in vain
+MOST_DOUBLINGS = 20
+PROXIES = ("ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY")
 TRANSIENT = {408, 425, 429}
 FEW_WORDS = {401: "it wants to know who asks", 403: "it does not let you", 404: "there is no such file", 410: "the file is gone"}
 
@@ -53,7 +55,7 @@ class Patience:
     """How long a download is tried; every figure can be set in the environment, as `NANOCHAT_DOWNLOAD_FIRST_WAIT_S`."""
 
     attempts: int = 6
-    """attempts in a row that bring nothing, before it gives up"""
+    """attempts in a row that bring less than a MiB, before it gives up"""
     first_wait_s: float = 1.0
     """seconds before the second attempt; doubled before each further one"""
     silence_s: float = 20.0
@@ -76,7 +78,7 @@ class Patience:
 
     def wait_s(self, failures: int) -> float:
         """Seconds to wait after so many failures in a row, some more or less: many who fail alike do not come back together."""
-        return min(LONGEST_WAIT_S, self.first_wait_s * 2 ** (failures - 1)) * random.uniform(0.75, 1.25)
+        return min(LONGEST_WAIT_S, self.first_wait_s * 2 ** min(failures - 1, MOST_DOUBLINGS)) * random.uniform(0.75, 1.25)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,42 +219,53 @@ class _Body:
             raise _TryAgainError(f"it broke off after {size:,} of {total:,} bytes")
 
 
-def ask(method: str, url: str, headers: dict[str, str] | None = None, silence_s: float = 0.0) -> "httpx.Response":
-    """The answer to a request without a body; redirects to other hosts are answers. It is waited for `silence_s` seconds, by
-    default as long as for a download. Raises DownloadError when none comes, or a refusal."""
+def ask(method: str, url: str, headers: dict[str, str] | None = None, silence_s: float = 0.0, attempts: int = 0) -> "httpx.Response":
+    """The answer to a request without a body; redirects to other hosts are answers. It is waited for `silence_s` seconds, and tried
+    `attempts` times, by default as for a download. Raises DownloadError when none comes, or a refusal."""
 
     def once() -> "httpx.Response":
         place = url
         for _ in range(MOST_REDIRECTS):
             reply = _client(silence_s or Patience.set().silence_s).request(method, place, headers=headers, follow_redirects=False)
-            moved = reply.headers.get("Location", "") if reply.is_redirect else ""
-            if not moved.startswith("/") or moved.startswith("//"):
+            if not (place := _moved_within(reply)):
                 break
-            place = str(reply.url.join(moved))
         if not reply.is_redirect:
             _check_status(url, reply)
         return reply
 
-    return _patiently(url, once, lambda: 0)
+    return _patiently(url, once, lambda: 0, attempts)
 
 
-def _patiently(url: str, attempt: Callable[[], T], progress: Callable[[], int]) -> T:
+def _moved_within(reply: "httpx.Response") -> str:
+    """Where a redirect on the same host leads; empty for any other answer, also for one that tells of a file whose bytes are elsewhere."""
+    if not reply.has_redirect_location:
+        return ""
+    here, place = reply.url, reply.url.join(reply.headers["Location"])
+    is_within = (place.host, place.port) == (here.host, here.port) and place.scheme in (here.scheme, "https")
+    is_answer = "X-Linked-Etag" in reply.headers and "://" in reply.headers["Location"]
+    return str(place) if is_within and not is_answer else ""
+
+
+def _patiently(url: str, attempt: Callable[[], T], progress: Callable[[], int], attempts: int = 0) -> T:
     """The result of `attempt`, made again after growing waits when the network or the server fails for the moment.
 
-    `progress` says how many bytes have come: attempts that brought some do not count. Raises DownloadError.
+    `progress` says how many bytes have come: attempts that brought a MiB do not count. Raises DownloadError.
     """
     import httpx
 
     patience, failures = Patience.set(), 0
+    attempts = attempts or patience.attempts
     while True:
         before = progress()
         try:
             return attempt()
+        except UnicodeEncodeError as error:
+            raise DownloadError(f"{url} cannot be asked for: what is sent along is not ASCII ({error}); is HF_TOKEN right?") from None
         except (httpx.HTTPError, httpx.InvalidURL, _TryAgainError) as error:
             failures = 1 if progress() - before >= PROGRESS_BYTES else failures + 1
             reason = " ".join(str(error).split())[:160] or type(error).__name__
             hopeless = isinstance(error, httpx.UnsupportedProtocol | httpx.InvalidURL)
-            if hopeless or failures >= patience.attempts:
+            if hopeless or failures >= attempts:
                 raise DownloadError(f"{url} cannot be fetched, after {failures} attempt{'s' * (failures > 1)}: {reason}") from None
             wait_s = max(patience.wait_s(failures), error.wait_s if isinstance(error, _TryAgainError) else 0.0)
             say(f"{url}: {reason}; trying again in {wait_s:.0f} s")
@@ -287,4 +300,10 @@ def _client(silence_s: float) -> "httpx.Client":
     """One client for all threads; it keeps connections, and sends what proves who asks to the host that was asked alone."""
     import httpx
 
-    return httpx.Client(timeout=silence_s, follow_redirects=True)
+    try:
+        return httpx.Client(timeout=silence_s, follow_redirects=True)
+    except (ImportError, ValueError, httpx.InvalidURL) as error:
+        proxies = ", ".join(name for name in PROXIES if os.environ.get(name) or os.environ.get(name.lower()))
+        raise DownloadError(
+            f"the proxy that the environment asks for ({proxies}) cannot be used: {error}; set an http:// one, or none"
+        ) from None

@@ -42,7 +42,7 @@ def headers() -> dict[str, str]:
 def look_up(repo: str, name: str, revision: str, repo_type: str = "dataset") -> HubFile:
     """What the hub publishes of a file: its size and its digest, SHA-256 of large files and git's SHA-1 of small ones.
 
-    Raises DownloadError, with the hub's word in `code`, when it refuses or does not answer.
+    Raises DownloadError, with the hub's word in `code`, when it refuses or does not answer, or something else does.
     """
     from huggingface_hub import hf_hub_url
 
@@ -57,7 +57,13 @@ def look_up(repo: str, name: str, revision: str, repo_type: str = "dataset") -> 
     etag = (reply.headers.get("X-Linked-Etag") or reply.headers.get("ETag", "")).removeprefix("W/").strip('"')
     size = reply.headers.get("X-Linked-Size") or ("" if reply.is_redirect else reply.headers.get("Content-Length", ""))
     published = Published(int(size) if size.isdigit() else None, etag if DIGEST.fullmatch(etag) else "")
-    return HubFile(url, reply.headers.get("X-Repo-Commit", ""), published)
+    commit = reply.headers.get("X-Repo-Commit", "")
+    if not commit and not published.digest:
+        raise DownloadError(
+            f"what answers at {url} is neither the hub nor a mirror of it: it names neither a commit nor a digest; "
+            "does the network want a login, or is HF_ENDPOINT wrong?"
+        )
+    return HubFile(url, commit, published)
 
 
 def wrong_in_cache(files: Iterable[Path]) -> list[Path]:

@@ -1,6 +1,9 @@
 """Zips from elsewhere: an honest one comes out whole, a hostile one leaves nothing anywhere."""
 
+import contextlib
+import errno
 import stat
+import struct
 import warnings
 import zipfile
 from pathlib import Path
@@ -100,3 +103,33 @@ def test_an_honest_one_comes_out_whole_with_plain_permissions(tmp_path: Path) ->
     found = {str(path.relative_to(tmp_path / "place")): path.read_bytes() for path in (tmp_path / "place").rglob("*") if path.is_file()}
     assert found == {"a/b": b"1", "c.é": b"2" * 1000, "d/e/f": b"", "tool": b"3"}
     assert (tmp_path / "place/tool").stat().st_mode & (stat.S_ISUID | 0o111) == 0
+
+
+@pytest.mark.parametrize("size", [2**32 - 2, 2**62, 2**64 - 1])
+def test_a_list_of_members_where_no_file_has_a_place_is_damage(tmp_path: Path, size: int) -> None:
+    archive = tmp_path / "archive.zip"
+    end64 = struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, 1, 1, size, 0)
+    locator = struct.pack("<4sLQL", b"PK\6\7", 0, 0, 1)
+    end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 1, 1, 2**32 - 1, 2**32 - 1, 0)
+    archive.write_bytes(end64 + locator + end)
+    with pytest.raises(UserError, match=r"archive\.zip is no whole zip"):
+        unzip(archive, tmp_path / "place", MOST_BYTES, MOST_MEMBERS)
+
+
+@pytest.mark.parametrize("byte", [0, 1, 0x7F, 0xFF])
+def test_a_zip_with_a_wrong_byte_is_whole_or_damaged_and_nothing_else(tmp_path: Path, byte: int) -> None:
+    archive = packed(tmp_path / "archive.zip", [("a", b"words " * 9), ("b/c", b"more")])
+    whole = archive.read_bytes()
+    for place in range(len(whole)):
+        archive.write_bytes(whole[:place] + bytes([byte]) + whole[place + 1 :])
+        with contextlib.suppress(UserError), warnings.catch_warnings(action="ignore"):
+            unzip(archive, tmp_path / f"{place}", MOST_BYTES, MOST_MEMBERS)
+
+
+def test_an_error_of_the_disk_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def copy(packed: object, file: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr("shutil.copyfileobj", copy)
+    with pytest.raises(OSError, match="full"):
+        unzip(packed(tmp_path / "archive.zip", [("a", b"words")]), tmp_path / "place", MOST_BYTES, MOST_MEMBERS)

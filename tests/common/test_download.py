@@ -201,3 +201,24 @@ def test_a_patience_that_is_no_number_is_refused(value: str, tmp_path: Path, mon
     monkeypatch.setenv("NANOCHAT_DOWNLOAD_SILENCE_S", value)
     with pytest.raises(UserError, match=f"NANOCHAT_DOWNLOAD_SILENCE_S={value}"):
         fetch("http://127.0.0.1:9/", tmp_path / NAME)
+
+
+def test_patience_does_not_run_out_of_numbers() -> None:
+    assert 0 < download.Patience(attempts=9999).wait_s(5000) <= 1.25 * download.LONGEST_WAIT_S
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [("ALL_PROXY", "socks5://127.0.0.1:9", "SOCKS"), ("HTTPS_PROXY", "foo://127.0.0.1:9", "foo"), ("HTTPS_PROXY", "http://h:port", "port")],
+)
+def test_a_proxy_that_cannot_be_used_is_said(name: str, value: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    download._client.cache_clear()
+    monkeypatch.setenv(name, value)
+    with pytest.raises(DownloadError, match=rf"the proxy .*{name}.* cannot be used: .*{reason}"):
+        fetch("http://127.0.0.1:9/", tmp_path / NAME)
+
+
+def test_a_token_that_is_none_is_said_and_not_shown(tmp_path: Path) -> None:
+    with pytest.raises(DownloadError, match="HF_TOKEN") as raised:
+        fetch("http://127.0.0.1:9/", tmp_path / NAME, headers={"Authorization": "Bearer hf_né"})
+    assert "hf_n" not in str(raised.value)

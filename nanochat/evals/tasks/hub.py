@@ -18,6 +18,7 @@ from nanochat.evals.tasks.task import TaskUnavailable
 from nanochat.tokenizer.conversation import Conversation, check_conversation
 
 PROBE_SILENCE_S = 5.0
+PROBE_ATTEMPTS = 2
 ENDINGS = {".parquet": "parquet", ".jsonl": "json", ".jsonl.gz": "json", ".jsonl.zst": "json", ".json": "json"}
 
 
@@ -201,7 +202,7 @@ def hub_answers() -> bool:
     if any(os.environ.get(name, "").upper() in ("1", "TRUE", "ON", "YES") for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")):
         return False
     try:
-        ask("HEAD", _endpoint(), silence_s=PROBE_SILENCE_S)
+        ask("HEAD", _endpoint(), silence_s=PROBE_SILENCE_S, attempts=PROBE_ATTEMPTS)
     except DownloadError as error:
         return bool(error.status)  # a refusal is an answer
     return True

