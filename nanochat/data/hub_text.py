@@ -8,11 +8,11 @@ import threading
 from pathlib import Path
 
 from nanochat.common import hub
-from nanochat.common.checksums import read_checksums, remember, write_checksums, wrong_files
+from nanochat.common.checksums import CHECKSUMS_FILE, read_checksums, remember, write_checksums, wrong_files
 from nanochat.common.console import Progress, warn
 from nanochat.common.download import DownloadError, fetch
 from nanochat.common.errors import UserError
-from nanochat.common.files import remove_leftovers, sha256_file, write_json
+from nanochat.common.files import remove, remove_leftovers, sha256_file, write_json
 from nanochat.common.paths import data_dir
 from nanochat.data.sources import Source
 from nanochat.data.text_shards import BrokenParquetError, missing_shards, open_parquet, read_record, shard_path
@@ -32,6 +32,7 @@ def get(source: Source, num_shards: int, num_downloads: int) -> None:
     """
     directory = data_dir(source.name)
     remove_leftovers(directory)
+    _remove_begun(directory, {shard_path(directory, index).name for index in (source.val_index, *range(num_shards))})
     try:
         if hub.is_offline():
             raise DownloadError("HF_HUB_OFFLINE is set, unset it to download")
@@ -43,6 +44,13 @@ def get(source: Source, num_shards: int, num_downloads: int) -> None:
             f"cannot download {source.name} from {hub.endpoint()} ({error}); {there} of {num_shards + 1} shards are in {directory}. "
             f"The same command goes on with the rest; or use --data python, or --data path:DIR for text of your own"
         ) from error
+
+
+def _remove_begun(directory: Path, wanted: set[str]) -> None:
+    """Remove what was downloaded in part of shards that are not wanted any more."""
+    for begun in directory.glob(".*.part"):
+        if begun.name[1:].rsplit(".", 2)[0] not in wanted:
+            remove(begun)
 
 
 def _missing(source: Source, num_shards: int, say_why: bool = False) -> list[int]:
@@ -83,6 +91,7 @@ def _pin_revision(source: Source, directory: Path) -> str:
         warn(f"{source.repo} has no revision {kept} any more: going on with the newest")
         revision = _commit(source, "main")
     if record.get("revision") != revision:
+        remove(directory / CHECKSUMS_FILE)  # so that every shard is held against this revision's; those that are the very same stay
         write_json(
             directory / "source.json", {"data": source.data, "repo": source.repo, "revision": revision, "val_index": source.val_index}
         )

@@ -16,7 +16,7 @@ from nanochat.evals.core.bundle import CoreTask, open_bundle
 from nanochat.evals.core.core import CoreResult, core_metric, evaluate_core_task
 from nanochat.evals.core.fetch import bundle_directory
 from nanochat.evals.overlap import count_overlap
-from nanochat.model.checksums import weights_digest
+from nanochat.model.checksums import digest_of_finished
 from nanochat.model.directory import load_model
 from nanochat.model.find import find_model
 from nanochat.parallel.precision import evaluation_dtype
@@ -36,6 +36,7 @@ def _evaluate(s: BaseEvalSettings, r: Ranks) -> None:
     directory = r.from_first(lambda: find_model((s.source,), s.model_tag))
     bundle = r.from_first(lambda: bundle_directory(s.bundle))
     tasks = open_bundle(bundle)
+    weights = r.from_first(lambda: digest_of_finished(directory))
     model, tokenizer = load_model(directory, r.device, evaluation_dtype(r.device))
     say(f"evaluating {directory} on {len(tasks)} tasks of {bundle}")
     results: dict[str, CoreResult] = {}
@@ -49,7 +50,7 @@ def _evaluate(s: BaseEvalSettings, r: Ranks) -> None:
         found = _overlap(s, directory, tasks)
         value = {
             "model": str(directory.relative_to(base_dir())),
-            "weights": weights_digest(directory),
+            "weights": weights,
             "core": core_metric(results),
             "tasks": {name: result.to_json() for name, result in results.items()},
             "bundle": "small" if s.bundle == "small" else str(bundle),

@@ -43,7 +43,7 @@ def base_loss(settings: BaseLossSettings) -> None:
     from nanochat.data.samples import Manifest, Samples
     from nanochat.data.token_shards import read_index, verify_shards
     from nanochat.evals.bits_per_byte import bits_per_byte, xz_bits_per_byte
-    from nanochat.model.checksums import weights_digest
+    from nanochat.model.checksums import digest_of_finished
     from nanochat.model.directory import load_model
     from nanochat.model.find import find_model
     from nanochat.parallel.precision import resolve_precision
@@ -51,6 +51,7 @@ def base_loss(settings: BaseLossSettings) -> None:
 
     directory = find_model(("base",), settings.model_tag)
     with ranks() as r:
+        weights = r.from_first(lambda: digest_of_finished(directory))
         model, tokenizer = load_model(directory, r.device, resolve_precision(settings.precision, r.device))
         index = read_index(tokens_dir(resolve_data(settings.data), tokenizer.hash))
         r.from_first(lambda: verify_shards(index))
@@ -68,4 +69,4 @@ def base_loss(settings: BaseLossSettings) -> None:
             figures["xz_bpb"] = xz_bits_per_byte(text)
             which = "the same" if len(text) < XZ_MAX_BYTES else "the first"
             say(f"xz -9e: {figures['xz_bpb']:.4f} bits per byte, over {which} {len(text):,} held-out bytes")
-            write_json(directory.parent / "base_loss.json", {"weights": weights_digest(directory), **figures})
+            write_json(directory.parent / "base_loss.json", {"weights": weights, **figures})

@@ -15,7 +15,7 @@ from nanochat.evals.task_eval import Asking, TaskResult, evaluate_task
 from nanochat.evals.tasks.identity import Persona
 from nanochat.evals.tasks.registry import CHAT_CORE, TaskOptions, find_tasks, task_dir_of
 from nanochat.evals.tasks.task import TaskUnavailable
-from nanochat.model.checksums import weights_digest
+from nanochat.model.checksums import digest_of_finished
 from nanochat.model.directory import load_model
 from nanochat.model.find import find_model
 from nanochat.parallel.precision import evaluation_dtype
@@ -39,6 +39,7 @@ def _evaluate(s: ChatEvalSettings, r: Ranks) -> None:
     persona = Persona.of(named_path(s.persona)) if s.persona else Persona.kept(directory.parent)
     options = TaskOptions(task_dir_of(s.task_dir), persona, s.allow_unsafe_execution)
     tasks = find_tasks(s.tasks(), options)
+    weights = r.from_first(lambda: digest_of_finished(directory))
     model, tokenizer = load_model(directory, r.device, evaluation_dtype(r.device))
     stage = directory.parent.name
     say(f"evaluating {directory}")
@@ -55,16 +56,21 @@ def _evaluate(s: ChatEvalSettings, r: Ranks) -> None:
     if not results:
         raise UserError(f"no task could be asked: {'; '.join(f'{name}: {why}' for name, why in skipped.items())}")
     if r.is_first:
-        kept = _keep(directory, stage, results, skipped, s, time.perf_counter() - started)
+        kept = _keep(directory, weights, stage, results, skipped, s, time.perf_counter() - started)
         _show(results, kept)
 
 
 def _keep(
-    directory: Path, stage: str, results: dict[str, TaskResult], skipped: dict[str, str], s: ChatEvalSettings, elapsed_s: float
+    directory: Path,
+    weights: str,
+    stage: str,
+    results: dict[str, TaskResult],
+    skipped: dict[str, str],
+    s: ChatEvalSettings,
+    elapsed_s: float,
 ) -> dict[str, Any]:
     """Put the results into chat_eval.json, beside those of tasks that were asked before; returns what it then holds."""
     path = directory.parent / RESULT_FILE
-    weights = weights_digest(directory)
     tasks: dict[str, Any] = {}
     old_skipped: dict[str, str] = {}
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):

@@ -1,6 +1,7 @@
 """What a model directory was written as: digests of its files, and one of all its weights, by which evaluations name what they measured."""
 
 import hashlib
+import os
 from pathlib import Path
 
 from nanochat.common.checksums import CHECKSUMS_FILE, read_checksums, write_checksums, wrong_files
@@ -21,6 +22,15 @@ def seal_model(directory: Path) -> None:
 def weights_digest(directory: Path) -> str:
     """One digest of all weights of a model directory; empty where it has no checksums."""
     return _of_weights(read_checksums(directory))
+
+
+def digest_of_finished(directory: Path) -> str:
+    """As weights_digest, of a run's own finished model; one that was finished before there were checksums is sealed as it is now."""
+    if not (directory / CHECKSUMS_FILE).exists():
+        status = directory.stat()
+        seal_model(directory)
+        os.utime(directory, ns=(status.st_atime_ns, status.st_mtime_ns))  # by which the newest model is known
+    return weights_digest(directory)
 
 
 def wrong_in_model(directory: Path) -> str:

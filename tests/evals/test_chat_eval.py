@@ -18,6 +18,7 @@ from nanochat.evals.task_eval import Asking, evaluate_task
 from nanochat.evals.tasks.hub import letter_question
 from nanochat.evals.tasks.made import Made, MadeTask
 from nanochat.evals.tasks.task import Examples, Split, Task
+from nanochat.model.checksums import weights_digest
 from nanochat.model.directory import load_model
 from nanochat.parallel.ranks import Ranks
 from nanochat.sandbox.run import SandboxUnavailable
@@ -63,6 +64,30 @@ def _evaluate(ranks: Ranks, directory: str, batch_size: int) -> list[dict[str, A
     asking = Asking(batch_size=batch_size, max_problems=14, max_new_tokens=10)
     results = [evaluate_task(model, tokenizer, task, ranks, asking).to_json() for task in (Choices(), Echo())]
     return [{key: value for key, value in result.items() if key != "seconds"} for result in results]
+
+
+WHILE_IT_IS_EVALUATED = """
+from pathlib import Path
+from nanochat.common.checksums import write_checksums
+from nanochat.evals import base_eval, base_loss, bits_per_byte, chat_eval
+
+def then(function):
+    def evaluate(*args):
+        write_checksums(Path("{model}"), {{"model.safetensors": "0" * 64}})
+        return function(*args)
+    return evaluate
+
+if "{module}" == "chat_eval":
+    chat_eval.evaluate_task = then(chat_eval.evaluate_task)
+    settings = chat_eval.ChatEvalSettings(source="base", model_tag="trained", task_name="SpellingBee", max_problems=2, max_new_tokens=2)
+    chat_eval.chat_eval(settings)
+elif "{module}" == "base_eval":
+    base_eval.evaluate_core_task = then(base_eval.evaluate_core_task)
+    base_eval.base_eval(base_eval.BaseEvalSettings(model_tag="trained", bundle="small", max_per_task=2))
+else:
+    bits_per_byte.bits_per_byte = then(bits_per_byte.bits_per_byte)
+    base_loss.base_loss(base_loss.BaseLossSettings(model_tag="trained", eval_tokens=500))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +203,20 @@ def test_the_command_keeps_results_and_says_what_is_skipped(world: World, traine
     assert value["skipped"] == {}
     assert value["chatcore"] == pytest.approx(sum(one["centered"] for one in value["tasks"].values()) / 4)
     path.unlink()
+
+
+@pytest.mark.parametrize("module", ["chat_eval", "base_eval", "base_loss"])
+def test_a_result_is_of_the_weights_that_were_loaded(module: str, world: World, trained: Path, tmp_path: Path) -> None:
+    """A model that is written anew while it is evaluated is another one."""
+    base = world.copy(tmp_path / "base").base
+    model = base / trained.relative_to(world.base)
+    (model / "checksums.json").unlink()
+    program = WHILE_IT_IS_EVALUATED.format(module=module, model=model)
+    environment = world.environment(NANOCHAT_BASE_DIR=str(base))
+    finished = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert finished.returncode == 0, finished.stderr
+    result = {"chat_eval": "chat_eval.json", "base_eval": "core.json", "base_loss": "base_loss.json"}[module]
+    assert json.loads((model.parent / result).read_text())["weights"] == weights_digest(trained) != weights_digest(model)
 
 
 def test_a_system_without_linuxs_terminal_calls_can_evaluate() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nanochat.common.files import write_json
-from nanochat.model.checksums import seal_model, weights_digest
+from nanochat.model.checksums import digest_of_finished, seal_model, weights_digest
 from nanochat.model.find import find_model, make_newest
 from tests.conftest import ROOT
 
@@ -70,3 +70,17 @@ def test_a_result_of_a_model_that_says_nothing_of_itself_is_made_again(tmp_path:
     write_json(model.parent / "core.json", {"weights": ""})
     (model / "checksums.json").unlink()
     assert not is_there(tmp_path / "runs/d4", "sft/core.json")
+
+
+def test_a_model_that_says_nothing_of_itself_is_sealed_by_the_first_evaluation_and_no_newer_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path))
+    model, newer = finish(tmp_path, "sft", b"first"), finish(tmp_path, "rl", b"second")
+    sealed = weights_digest(model)
+    (model / "checksums.json").unlink()
+    make_newest(newer)
+    assert digest_of_finished(model) == sealed
+    assert find_model(STAGES) == newer
+    write_json(model.parent / "core.json", {"weights": sealed})
+    assert is_there(tmp_path / "runs/d4", "sft/core.json")

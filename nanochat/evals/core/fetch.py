@@ -8,7 +8,7 @@ from nanochat.common.checksums import read_checksums, write_checksums, wrong_fil
 from nanochat.common.console import say, warn
 from nanochat.common.download import DownloadError, fetch
 from nanochat.common.errors import UserError
-from nanochat.common.files import atomic_path, discard, remove, sha256_file
+from nanochat.common.files import atomic_path, remove, sha256_file
 from nanochat.common.locks import locked
 from nanochat.common.paths import base_dir, named_path
 from nanochat.evals.core.bundle import CORE_FILE, SMALL, open_bundle
@@ -35,25 +35,31 @@ def bundle_directory(bundle: str) -> Path:
             _unpack(path, place)
         return _inner(place)
     place = base_dir() / "eval_bundle"
-    for name, reason in wrong_files(place, read_checksums(place)).items():
-        warn(f"{place / name}: {reason}; the bundle is fetched again")
-        discard(place)
-        break
-    if not place.exists():
+    if _damage(place):
         _get(place)
     return _inner(place)
 
 
+def _damage(place: Path) -> str:
+    """What keeps the bundle there from being used, in a few words; empty where it is as it came."""
+    if not place.exists():
+        return "it is not there"
+    return next((f"{name}: {reason}" for name, reason in wrong_files(place, read_checksums(place)).items()), "")
+
+
 def _get(place: Path) -> None:
-    """Fetch and unpack the bundle, unless another process has done so meanwhile."""
+    """Fetch and unpack the bundle, unless another process has done so meanwhile; a damaged one stays until the new one is whole."""
     archive = base_dir() / ".eval_bundle.zip"
     with locked(base_dir() / ".eval_bundle.lock", waiting="another process is fetching the CORE bundle; waiting for it to finish"):
-        if not place.exists():
-            try:
-                _download(os.environ.get("NANOCHAT_BUNDLE_URL", URL), archive)
-                _unpack(archive, place)
-            finally:
-                remove(archive)
+        if not (damage := _damage(place)):
+            return
+        if place.exists():
+            warn(f"{place}: {damage}; the bundle is fetched again")
+        try:
+            _download(os.environ.get("NANOCHAT_BUNDLE_URL", URL), archive)
+            _unpack(archive, place)
+        finally:
+            remove(archive)
 
 
 def _inner(place: Path) -> Path:

@@ -154,6 +154,15 @@ def test_the_bundle_is_fetched_once_and_a_bad_one_leaves_nothing(served: str, tm
     questions.write_text(whole.replace("a", "e", 1))
     assert len(open_bundle(bundle_directory(""))) == 6
     assert questions.read_text() == whole
+    questions.write_text(whole.replace("a", "e", 1))
+    monkeypatch.setenv("NANOCHAT_BUNDLE_URL", f"{served}/half.zip")
+    for _ in range(2):
+        with pytest.raises(UserError, match="no whole zip"):
+            bundle_directory("")
+        assert questions.exists()
+    monkeypatch.setenv("NANOCHAT_BUNDLE_URL", f"{served}/eval_bundle.zip")
+    assert len(open_bundle(bundle_directory(""))) == 6
+    assert questions.read_text() == whole
     monkeypatch.setenv("NANOCHAT_BUNDLE_URL", "http://127.0.0.1:9/")
     assert len(open_bundle(bundle_directory(""))) == 6
     shutil.rmtree(base)
