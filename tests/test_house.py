@@ -24,6 +24,7 @@ FLOORS = [
     "report",
     "serve",
     "preflight",
+    "ablate",
 ]
 COMMANDS = sorted(path.stem for path in (ROOT / "scripts").glob("*.py") if path.stem != "__init__")
 

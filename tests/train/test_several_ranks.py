@@ -60,7 +60,7 @@ def test_two_nodes_replicate_and_give_the_losses_of_one_process(world: World, wh
     assert world.losses("nodes") == pytest.approx(whole, abs=1e-4)
 
 
-@pytest.mark.parametrize(("device_batch_size", "total"), [(48, 786_432), (24, 393_216), (20, 327_680), (16, 262_144)])
+@pytest.mark.parametrize(("device_batch_size", "total"), [(48, 786_432), (20, 327_680)])
 def test_the_guides_lines_on_eight_processes(world: World, device_batch_size: int, total: int) -> None:
     # Sequences of 16 tokens instead of 2,048, and a model of one layer: the same sequences on the same number of ranks.
     flags = ["--depth=1", "--max_seq_len=16", f"--device_batch_size={device_batch_size}", f"--total_batch_size={total * 16 // 2048}"]

@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import ROOT, TINY, World
 
-FLAGS = (*TINY, "--num_iterations=150", "--save_every=20", "--hang_timeout=3")
+FLAGS = (*TINY, "--num_iterations=90", "--save_every=20", "--hang_timeout=3")
 NODES = ("nanochat-a", "nanochat-b")
 
 

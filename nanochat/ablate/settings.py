@@ -1,0 +1,32 @@
+"""The flags of scripts.ablate. Imports nothing heavy."""
+
+from dataclasses import dataclass
+
+import tyro
+
+from nanochat.common.errors import UserError
+
+OFF = -1
+
+
+@dataclass(frozen=True)
+class AblateSettings:
+    """Try changes to how a model is trained: each at every depth and seed of a grid, against the baseline, at equal tokens.
+
+    The grid is a small TOML file: `depths = [4, 6]`, `seeds = 3`, a table `[baseline]` of flags of base_train that all runs have, and for
+    each change a table `[changes.NAME]` of those that it has besides. ablations/example.toml is one for two cores and some minutes. Runs
+    that are done are not done again: the same command goes on. What came of them is in ablations/NAME/ under the base directory:
+    results.jsonl, table.md and a picture of the curves for each depth.
+    """
+
+    file: tyro.conf.Positional[str]
+    """The grid."""
+    equal_time: bool = False
+    """Besides, each change with as many steps as take the baseline's time, where its steps take another."""
+    jobs: int = OFF
+    """Runs at the same time; -1 for one a GPU, or one for every two cores."""
+
+    def check(self) -> None:
+        """Raises UserError for a value that means nothing."""
+        if self.jobs < 1 and self.jobs != OFF:
+            raise UserError(f"--jobs={self.jobs}: must be 1 or more, or -1")
