@@ -220,8 +220,8 @@ class _Body:
 
 
 def ask(method: str, url: str, headers: dict[str, str] | None = None, silence_s: float = 0.0, attempts: int = 0) -> "httpx.Response":
-    """The answer to a request without a body; redirects to other hosts are answers. It is waited for `silence_s` seconds, and tried
-    `attempts` times, by default as for a download. Raises DownloadError when none comes, or a refusal."""
+    """The answer to a request without a body; redirects to other hosts are answers. It is waited for `silence_s` seconds, and where
+    nobody answers tried `attempts` times, by default as for a download. Raises DownloadError when none comes, or a refusal."""
 
     def once() -> "httpx.Response":
         place = url
@@ -249,12 +249,12 @@ def _moved_within(reply: "httpx.Response") -> str:
 def _patiently(url: str, attempt: Callable[[], T], progress: Callable[[], int], attempts: int = 0) -> T:
     """The result of `attempt`, made again after growing waits when the network or the server fails for the moment.
 
-    `progress` says how many bytes have come: attempts that brought a MiB do not count. Raises DownloadError.
+    `progress` says how many bytes have come: attempts that brought a MiB do not count. Where nobody answers there are
+    `attempts`, by default as many as of others. Raises DownloadError.
     """
     import httpx
 
     patience, failures = Patience.set(), 0
-    attempts = attempts or patience.attempts
     while True:
         before = progress()
         try:
@@ -265,7 +265,8 @@ def _patiently(url: str, attempt: Callable[[], T], progress: Callable[[], int], 
             failures = 1 if progress() - before >= PROGRESS_BYTES else failures + 1
             reason = " ".join(str(error).split())[:160] or type(error).__name__
             hopeless = isinstance(error, httpx.UnsupportedProtocol | httpx.InvalidURL)
-            if hopeless or failures >= attempts:
+            most = patience.attempts if isinstance(error, _TryAgainError) else attempts or patience.attempts
+            if hopeless or failures >= most:
                 raise DownloadError(f"{url} cannot be fetched, after {failures} attempt{'s' * (failures > 1)}: {reason}") from None
             wait_s = max(patience.wait_s(failures), error.wait_s if isinstance(error, _TryAgainError) else 0.0)
             say(f"{url}: {reason}; trying again in {wait_s:.0f} s")
