@@ -39,7 +39,16 @@ class Optimizers:
             weight_decay=settings.weight_decay,
             fused=True,
         )
-        self.muon = Muon(matrices, settings.matrix_lr, muon_momentum(0), newton_schulz_dtype, exchange, way)
+        self.muon = Muon(
+            matrices,
+            settings.matrix_lr,
+            muon_momentum(0),
+            newton_schulz_dtype,
+            exchange,
+            way,
+            polynomial=settings.muon_polynomial,
+            beta2=settings.muon_beta2,
+        )
         self.all: tuple[torch.optim.Optimizer, ...] = (self.adamw, self.muon)
         for optimizer in self.all:
             for group in optimizer.param_groups:
@@ -63,6 +72,7 @@ class Optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * s.init_lr_frac * scale
         self.muon.param_groups[0]["momentum"] = muon_momentum(step)
+        self.muon.param_groups[0]["weight_decay"] = s.matrix_weight_decay * (1 - step / num_iterations)
         for optimizer in self.all:
             optimizer.step()
         return scale

@@ -22,10 +22,12 @@ def joined(tensors: list[Tensor], dim: int = 0) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """W ← W − lr · √max(1, rows/cols) · orthogonalize(Nesterov momentum), for two-dimensional parameters.
+    """W ← W − lr · (√max(1, rows/cols) · U + λ · W where W and U have the same sign), U = orthogonalize(Nesterov momentum), for
+    two-dimensional parameters.
 
     Parameters are plain tensors, or DTensors as `fully_shard` makes them. Matrices travel and are orthogonalised in `dtype`,
-    in one of newton_schulz's ways.
+    in one of newton_schulz's ways. With `beta2` each row of U is scaled to the root mean square that it would have in an orthogonal
+    matrix of that shape, by the mean of its squares over past steps (after NorMuon, arXiv 2510.05491).
     """
 
     def __init__(
@@ -36,18 +38,23 @@ class Muon(torch.optim.Optimizer):
         dtype: torch.dtype,
         exchange: Exchange | None = None,
         way: str = "plain",
+        polynomial: str = "quintic",
+        beta2: float = 0.0,
     ):
-        super().__init__(params, {"lr": lr, "momentum": momentum})
-        self.dtype, self.way = dtype, way
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": 0.0})
+        self.dtype, self.way, self.polynomial, self.beta2 = dtype, way, polynomial, beta2
         self.exchange = exchange or Exchange(mesh_of(p for group in self.param_groups for p in group["params"]))
 
     @torch.no_grad()
     def init_state(self) -> None:
-        """Make the momentum of every parameter that has none yet: zeros, spread like the parameter."""
+        """Make the state of every parameter that has none yet: zeros, spread like the parameter."""
         for group in self.param_groups:
             for p in group["params"]:
                 if not self.state[p]:
                     self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+                    if self.beta2:
+                        self.state[p]["mean_square"] = torch.zeros_like(p[:, :1])
+                        self.state[p]["steps"] = torch.zeros(())
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -81,7 +88,7 @@ class Muon(torch.optim.Optimizer):
 
         wait()
         parts = [part.view(owned[e.shard], each, cols) for part, each in zip(back.split(wholes), held, strict=True)]
-        result = orthogonalize(joined(parts, dim=1), self.dtype, self.way)
+        result = orthogonalize(joined(parts, dim=1), self.dtype, self.way, self.polynomial)
         out = joined([piece.flatten() for piece in result.split(held, dim=1)])
         del parts, result
         back, wait = e.all_to_all(out, wholes, pieces)
@@ -94,5 +101,23 @@ class Muon(torch.optim.Optimizer):
 
         wait()
         updates = [u for part, each in zip(from_replicas, numbers, strict=True) for u in part.view(len(each), here, cols)]
-        weights = [local(group["params"][number]) for each in numbers for number in each]
-        torch._foreach_add_(weights, updates, alpha=-group["lr"] * max(1.0, rows / cols) ** 0.5)
+        params = [group["params"][number] for each in numbers for number in each]
+        weights = [local(p) for p in params]
+        if self.beta2:
+            updates = self._evened([self.state[p] for p in params], updates, 1 / max(rows, cols))
+        scale = max(1.0, rows / cols) ** 0.5
+        if group["weight_decay"]:
+            for weight, update in zip(weights, updates, strict=True):
+                weight.addcmul_(weight, (weight * update > 0).to(weight.dtype), value=-group["lr"] * group["weight_decay"])
+        torch._foreach_add_(weights, updates, alpha=-group["lr"] * scale)
+
+    def _evened(self, states: list[dict[str, Any]], updates: list[Tensor], usual: float) -> list[Tensor]:
+        """The updates, each row scaled so that its mean square over past steps is `usual`."""
+        evened = []
+        for state, update in zip(states, updates, strict=True):
+            mean = local(state["mean_square"])
+            mean.lerp_(update.float().square().mean(dim=1, keepdim=True), 1 - self.beta2)
+            state["steps"] += 1
+            corrected = mean / (1 - self.beta2 ** float(state["steps"]))
+            evened.append((update.float() * (usual / (corrected + 1e-12)).sqrt()).to(update.dtype))
+        return evened

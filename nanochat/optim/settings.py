@@ -1,6 +1,7 @@
 """The settings of the optimizers."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -15,6 +16,12 @@ class OptimizerSettings:
     """Learning rate of the matrices inside blocks (Muon)."""
     weight_decay: float = 0.0
     """Weight decay of embedding and head (AdamW)."""
+    matrix_weight_decay: float = 0.0
+    """Weight decay of the matrices inside blocks, where it and the update pull the same way; it falls to zero over the run."""
+    muon_beta2: float = 0.0
+    """How slowly the mean square of a matrix's update is followed, row by row or column by column, to even it out; 0 for not at all."""
+    muon_polynomial: Literal["quintic", "polar"] = "quintic"
+    """What Muon orthogonalises by: one polynomial over and over, or for each step its own."""
     init_lr_frac: float = 1.0
     """Share of all learning rates that is used; later stages go on more gently."""
     warmup_ratio: float = 0.0

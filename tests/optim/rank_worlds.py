@@ -28,7 +28,7 @@ from tests.optim.reference import MuonReference, Reference, gradient, relative_e
 MESHES = [(1,), (2,), (3,), (4,), (2, 2)]
 DEPTHS = [1, 2, 3]
 STEPS = 3
-SETTINGS = OptimizerSettings(weight_decay=0.1, warmdown_ratio=0.4)
+SETTINGS = OptimizerSettings(weight_decay=0.1, warmdown_ratio=0.4, muon_polynomial="polar", muon_beta2=0.9, matrix_weight_decay=0.003)
 SHAPES = [(2, 16)] * 3 + [(7, 5)] * 7 + [(16, 2)] * 5 + [(5, 16)] * 2 + [(1, 8)] * 3  # fewer rows than ranks, rows that do not divide
 BATCH_ELEMENTS = 64  # a rank's batch: one matrix (5, 16), two (2, 16): so there are several rounds of a shape
 
@@ -64,9 +64,9 @@ def count_orthogonalized() -> list[list[int]]:
     """From now on, shapes (matrices, rows, columns) of the batches that this process orthogonalises."""
     batches: list[list[int]] = []
 
-    def counted(matrices: Tensor, dtype: torch.dtype, way: str) -> Tensor:
+    def counted(matrices: Tensor, dtype: torch.dtype, *how: str) -> Tensor:
         batches.append(list(matrices.shape))
-        return orthogonalize(matrices, dtype, way)
+        return orthogonalize(matrices, dtype, *how)
 
     orthogonalize, muon.orthogonalize = muon.orthogonalize, counted
     return batches
@@ -90,7 +90,7 @@ def step_model(depth: int, mesh: DeviceMesh, reference: Reference, state_first: 
         f"{name} {key}"
         for name, each in state.items()
         for key, value in each.items()
-        if key != "step" and not (isinstance(value, DTensor) and value.placements == parameters[name].placements)
+        if key not in ("step", "steps") and not (isinstance(value, DTensor) and value.placements == parameters[name].placements)
     ]
     return {
         "error": max(reference.errors({name: whole(p) for name, p in parameters.items()}).values()),

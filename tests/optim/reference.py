@@ -26,31 +26,51 @@ def gradient(name: str, like: Tensor, step: int) -> Tensor:
     return torch.randn(like.shape, generator=torch.Generator().manual_seed(zlib.crc32(f"{name} {step}".encode())))
 
 
-def newton_schulz_float64(x: Tensor) -> Tensor:
+POLYNOMIALS = {
+    "quintic": [(3.4445, -4.7750, 2.0315)] * 5,
+    "polar": [  # to the digits that matter
+        (8.15655452, -22.48329293, 15.87876992),
+        (4.04292994, -2.80891747, 0.50001785),
+        (3.89166780, -2.77248415, 0.50606482),
+        (3.28575366, -2.36812949, 0.46449024),
+        (2.34654133, -1.70978283, 0.42323551),
+    ],
+}
+
+
+def newton_schulz_float64(x: Tensor, polynomial: str) -> Tensor:
     """One matrix, five steps."""
     x = x.double()
     transposed = x.shape[0] > x.shape[1]
     x = x.T if transposed else x
-    x = x / x.norm()
-    for _ in range(5):
+    x = x / x.norm() / (1.02 if polynomial == "polar" else 1)
+    for a, b, c in POLYNOMIALS[polynomial]:
         gram = x @ x.T
-        x = 3.4445 * x - 4.7750 * gram @ x + 2.0315 * gram @ gram @ x
+        x = a * x + b * gram @ x + c * gram @ gram @ x
     return x.T if transposed else x
 
 
 class MuonReference:
     """Muon of one matrix."""
 
-    def __init__(self, weight: Tensor):
+    def __init__(self, weight: Tensor, polynomial: str = "quintic", beta2: float = 0.0):
         self.weight = weight.detach().double().clone()
         self.first = torch.zeros_like(self.weight)
+        self.polynomial, self.beta2, self.squares = polynomial, beta2, []  # type: ignore[var-annotated]
 
-    def step(self, gradient: Tensor, lr: float, momentum: float) -> None:
+    def step(self, gradient: Tensor, lr: float, momentum: float, decay: float = 0.0) -> None:
         """One update."""
         g = gradient.double()
         self.first = momentum * self.first + (1 - momentum) * g
         rows, cols = g.shape
-        self.weight -= lr * max(1, rows / cols) ** 0.5 * newton_schulz_float64((1 - momentum) * g + momentum * self.first)
+        update = newton_schulz_float64((1 - momentum) * g + momentum * self.first, self.polynomial)
+        if self.beta2:
+            self.squares.append(update.square().mean(dim=1, keepdim=True))
+            shares = [(1 - self.beta2) * self.beta2**age for age in range(len(self.squares))]
+            mean = sum(share * square for share, square in zip(shares, reversed(self.squares), strict=True)) / sum(shares)
+            update = update / (mean * max(rows, cols)).sqrt()
+        agreeing = torch.where(self.weight.sign() * update.sign() > 0, self.weight, 0)
+        self.weight -= lr * (max(1, rows / cols) ** 0.5 * update + decay * agreeing)
 
 
 class AdamWReference:
@@ -75,7 +95,11 @@ class Reference:
     def __init__(self, model: GPT, settings: OptimizerSettings):
         self.settings, self.width = settings, model.config.hidden_size
         self.start = {name: p.detach().double().clone() for name, p in model.named_parameters()}
-        self.rules = {name: (MuonReference if "layers" in name else AdamWReference)(p) for name, p in self.start.items()}
+        s = settings
+        self.rules = {
+            name: MuonReference(p, s.muon_polynomial, s.muon_beta2) if "layers" in name else AdamWReference(p)
+            for name, p in self.start.items()
+        }
 
     def step(self, step: int, num_iterations: int) -> float:
         """One update of everything; returns the scale of the learning rates."""
@@ -84,7 +108,7 @@ class Reference:
         for name, rule in self.rules.items():
             g = gradient(name, rule.weight, step)
             if isinstance(rule, MuonReference):
-                rule.step(g, s.matrix_lr * scale, 0.85 + 0.1 * step / 300)
+                rule.step(g, s.matrix_lr * scale, 0.85 + 0.1 * step / 300, s.matrix_weight_decay * (num_iterations - step) / num_iterations)
             else:
                 lr = s.embedding_lr if "embed" in name else s.unembedding_lr
                 rule.step(g, lr * (self.width / 768) ** -0.5 * scale, s.weight_decay)

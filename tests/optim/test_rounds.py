@@ -65,9 +65,9 @@ def test_the_next_round_is_on_its_way_before_this_one_is_worked_on(monkeypatch: 
     events: list[str] = []
     orthogonalize = muon.orthogonalize
 
-    def noted(matrices: Tensor, dtype: torch.dtype, way: str) -> Tensor:
+    def noted(matrices: Tensor, dtype: torch.dtype, *how: str) -> Tensor:
         events.append("work")
-        return orthogonalize(matrices, dtype, way)
+        return orthogonalize(matrices, dtype, *how)
 
     monkeypatch.setattr(muon, "orthogonalize", noted)
     parameters = [nn.Parameter(torch.zeros(shape)) for shape in ((16, 32), (16, 16), (32, 16))]

@@ -74,6 +74,6 @@ def test_awkward_shapes_take_several_rounds_and_leave_shards_empty(jobs: dict[st
 def test_state_is_spread_like_its_parameters(jobs: dict[str, list[dict[str, Any]]], job: str) -> None:
     for saw in jobs[job]:
         for what in ("depth 1", "state made first"):
-            assert saw[what]["state"] == ["exp_avg", "exp_avg_sq", "momentum_buffer", "step"]
+            assert saw[what]["state"] == ["exp_avg", "exp_avg_sq", "mean_square", "momentum_buffer", "step", "steps"]
             assert saw[what]["state_unlike_its_parameter"] == []
         assert saw["state made first"]["weights_sum"] == saw["depth 1"]["weights_sum"]
