@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from statistics import median
 
 import psutil
 import pytest
@@ -43,14 +44,29 @@ async def stream_for(seconds: float, web: Web) -> list[int]:
     return pieces
 
 
+async def soak(seconds: float, web: Web) -> tuple[list[int], list[int]]:
+    """The same, and the memory that the server held, looked at sixty times."""
+    process, held = psutil.Process(web.process.pid), []
+
+    async def watch() -> None:
+        while True:
+            held.append(process.memory_info().rss)
+            await asyncio.sleep(seconds / 60)
+
+    watching = asyncio.create_task(watch())
+    pieces = await stream_for(seconds, web)
+    watching.cancel()
+    return pieces, held
+
+
 @pytest.mark.parametrize("seconds", [6, pytest.param(600, marks=pytest.mark.slow)])
 def test_many_clients_are_served_alike_and_leave_nothing_behind(talking: World, seconds: float) -> None:
     with serving(talking, "--max_per_client=80", OMP_NUM_THREADS="2") as web:
         process = psutil.Process(web.process.pid)
         asyncio.run(stream_for(2, web))
-        held, files = process.memory_info().rss, process.num_fds()
+        files = process.num_fds()
         idle = [rambling(web) for _ in range(2)]  # they stop reading, and hold nobody up
-        pieces = asyncio.run(stream_for(seconds, web))
+        pieces, held = asyncio.run(soak(seconds, web))
         assert min(pieces) > 0
         assert max(pieces) <= 2 * min(pieces), pieces
         for connection in idle:
@@ -62,7 +78,8 @@ def test_many_clients_are_served_alike_and_leave_nothing_behind(talking: World, 
         assert web.metric("nanochat_answers") == 0
         assert web.metric("nanochat_cache_bytes") == 0
         assert process.num_fds() <= files + 2  # one of them asks for the figures
-        assert process.memory_info().rss < 1.2 * held
+        # At first it grows: oneDNN keeps what it has made for each size of a product, of up to 1,024 the last ones.
+        assert median(held[40:]) < 1.1 * median(held[20:40])
         assert web.ask("POST", CHAT, {"messages": YES, "temperature": 0})[1]["choices"][0]["message"]["content"] == "yes!"
         print(f"{sum(pieces) / seconds:,.0f} pieces a second over {CLIENTS} clients, {min(pieces)} to {max(pieces)} each")
 
