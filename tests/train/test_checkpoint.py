@@ -499,8 +499,8 @@ def save_for_ever(ranks: Ranks, directory: Path, log: Path) -> None:
 def test_killed_at_any_moment_checkpoints_are_complete_or_absent(tmp_path: Path) -> None:
     directory, log, generator = tmp_path / "checkpoints", tmp_path / "log", random.Random(0)
     directory.mkdir()
-    newest = []
-    for _ in range(6):
+    newest: list[int] = []
+    while len(newest) < 6 or (newest[-1] == newest[0] and len(newest) < 30):  # a busy machine may finish none in this time
         started = start_ranks(2, save_for_ever, directory, log)
         deadline = time.monotonic() + 30
         while not (directory / "begun").exists() and time.monotonic() < deadline:
