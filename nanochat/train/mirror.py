@@ -67,7 +67,7 @@ class Mirror:
             raise UserError(f"--checkpoint_mirror={url} cannot be opened ({one_line(error)})") from None
         self.url, self.run, self.root = url, run, f"{root.rstrip('/')}/{run.name}"
         self._there: dict[str, str] = {}
-        """Digest of each file that this process has put there, so that what failed after it does not send it again."""
+        """Digest of each file that was put there of a directory that is not listed yet, so that a failure does not send it again."""
 
     def _at(self, path: Path) -> str:
         return f"{self.root}/{path.relative_to(self.run).as_posix()}"
@@ -85,7 +85,8 @@ class Mirror:
         self.fs.pipe_file(remote, (json.dumps(value) + "\n").encode())
 
     def _put(self, remote: str, digest: str, content: Path | bytes) -> None:
-        if self._there.get(remote) != digest:
+        self.fs.invalidate_cache()
+        if self._there.get(remote) != digest or not self.fs.exists(remote):
             if isinstance(content, bytes):
                 self.fs.pipe_file(remote, content)
             else:
@@ -159,6 +160,7 @@ class Mirror:
             if there.get("beside", {}).get(name) != beside[name]:
                 self._put(f"{remote}.files/{_beside(name, beside[name])}", beside[name], data)
         self._put_json(f"{remote}.json", {"inside": inside, "beside": beside})
+        self._there.clear()
         listed = {_beside(name, digest) for name, digest in beside.items()}
         for name in self._names(f"{remote}.files"):
             if name not in listed:
@@ -203,7 +205,6 @@ class Mirror:
             for each in (gone, f"{gone}.files"):
                 if each.rsplit("/", 1)[-1] in names:
                     self.fs.rm(each, recursive=True)
-            self._there = {name: digest for name, digest in self._there.items() if not name.startswith((f"{gone}/", f"{gone}.files/"))}
 
     def put_models(self) -> None:
         """Copy the models of all stages that are finished, with what has been measured of them."""

@@ -387,6 +387,22 @@ def test_a_faulty_link_loses_only_what_was_on_its_way(node: Path, tmp_path: Path
     assert (stage.path / "metrics.jsonl").read_text() == "10\n"
 
 
+def test_what_was_removed_there_is_sent_again(node: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = a_stage(node, 10)
+    path = stage.checkpoints / "step_00000010"
+    mirror = Mirror(str(tmp_path / "mirror"), stage.path.parent)
+    put_json = mirror._put_json
+    with monkeypatch.context() as patch:
+        patch.setattr(mirror, "_put_json", lambda remote, value: 1 / 0 if "step_" in remote else put_json(remote, value))
+        with pytest.raises(ZeroDivisionError):
+            mirror.put_checkpoint(path, -1)
+    for _ in range(2):  # of a copy that was not yet listed, and of one that was
+        shutil.rmtree(tmp_path / "mirror")
+        mirror.put_checkpoint(path, -1)
+        assert (tmp_path / "mirror/d2/base/checkpoints/step_00000010/a").read_text() == "weights 10"
+        assert len(list((tmp_path / "mirror/d2/base/checkpoints/step_00000010.files").iterdir())) == 2
+
+
 def test_models_come_in_the_order_of_their_stages_and_only_their_files(node: Path, tmp_path: Path) -> None:
     for name in ("base", "mid", "sft", "rl"):
         model = node / "runs/d2" / name / "model"
