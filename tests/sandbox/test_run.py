@@ -66,7 +66,7 @@ def test_output_is_limited(cage: Mechanism) -> None:
 
 
 def test_nothing_outlives_a_killed_parent(cage: Mechanism) -> None:
-    program = "print('be' + 'gun', flush=True); import time; time.sleep(600)"
+    program = "print('under' + 'way', flush=True); import time; time.sleep(600)"
     command = f"from nanochat.sandbox.run import run_python; run_python({program!r}, timeout_s=600, mechanism={cage!r})"
     parent = subprocess.Popen([sys.executable, "-c", command], cwd=ROOT)
 
@@ -80,7 +80,7 @@ def test_nothing_outlives_a_killed_parent(cage: Mechanism) -> None:
         """Whether the caged program has printed, into a file without a name that its parent holds."""
         for path in Path(f"/proc/{parent.pid}/fd").iterdir():
             with contextlib.suppress(FileNotFoundError):  # closed in the meantime
-                if str(path.readlink()).endswith("(deleted)") and "begun" in path.read_text():
+                if str(path.readlink()).endswith("(deleted)") and "underway" in path.read_text():
                     return True
         return False
 
