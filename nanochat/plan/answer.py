@@ -10,6 +10,7 @@ from nanochat.plan.budget import Run
 from nanochat.plan.choose import RESHARD, StepPlan, best, what_is_short
 from nanochat.plan.disk import LATER_STAGES, Disk, disk_of, kept_for_good
 from nanochat.plan.hardware import GPUS, Gpu, parse_gpus, split_gpus
+from nanochat.plan.loss import Forecast, expected
 from nanochat.plan.memory import GIB
 from nanochat.plan.profile import with_own_links
 from nanochat.plan.recompute import Recompute
@@ -72,6 +73,11 @@ class Answer:
     nodes: int
     """Nodes."""
 
+    @property
+    def loss(self) -> Forecast:
+        """The loss that it can expect."""
+        return expected(self.data, self.run.plan.job.shape.parameters, self.run.tokens)
+
     def to_json(self) -> dict[str, Any]:
         """What machines read. Memory in GiB, money in US dollars; what is not known is null."""
         run, plan, disk = self.run, self.run.plan, self.disk
@@ -106,6 +112,9 @@ class Answer:
             "hours": run.hours,
             "usd": run.usd,
             "usd_per_gpu_hour": run.usd_per_gpu_hour or None,
+            "expected_val_bpb": round(self.loss.bpb, 4),
+            "expected_val_bpb_range": [round(self.loss.low, 4), round(self.loss.high, 4)],
+            "expected_val_bpb_basis": self.loss.basis,
             "data": self.data,
             "text_shards": disk.text_shards,
             "epochs": disk.epochs,

@@ -95,12 +95,14 @@ def _memory_table(answer: Answer) -> Table:
 
 
 def _run_table(answer: Answer, overridden: bool) -> Table:
-    run = answer.run
+    run, loss = answer.run, answer.loss
     rows = [
         ("tokens", f"{count(run.tokens)} ({run.tokens_per_parameter:.1f} per parameter)"),
         ("steps", f"{run.steps:,}"),
         ("hours", f"{amount(run.hours)} ({run.plan.basis})"),
         ("dollars", _usd(answer, overridden)),
+        ("validation bits per byte", f"{loss.bpb:.3f}, four times in five {loss.low:.3f} to {loss.high:.3f}"),
+        ("by", loss.basis),
     ]
     return Table("the run", rows, last_is_words=True)
 

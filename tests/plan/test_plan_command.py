@@ -124,6 +124,8 @@ def test_a_person_reads_memory_by_kind_speed_money_and_disk(capsys: pytest.Captu
         "tok/s",
         "hours",
         "dollars",
+        "validation bits per byte",
+        "an extrapolation from",
     ):
         assert words in text
     assert text.count("(estimated)") >= 3
