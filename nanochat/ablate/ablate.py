@@ -5,17 +5,18 @@ from pathlib import Path
 
 from nanochat.ablate.curves import draw
 from nanochat.ablate.grid import BASELINE, Grid, check_text, read_grid
-from nanochat.ablate.results import HEADER, compare, read_results, rows
+from nanochat.ablate.record import record
+from nanochat.ablate.results import HEADER, Result, compare, read_results, rows
 from nanochat.ablate.run import Runner
 from nanochat.ablate.settings import AblateSettings
 from nanochat.common.console import say, show_table
 from nanochat.common.errors import UserError
 from nanochat.common.files import atomic_path
 from nanochat.common.locks import TakenError, locked
+from nanochat.common.markdown import table
 from nanochat.common.paths import base_dir, tokenizer_dir, tokens_dir
 from nanochat.data.defaults import resolve_data, resolve_tokenizer
 from nanochat.data.token_shards import read_index
-from nanochat.report.markdown import table
 from nanochat.tokenizer.tokenizer import Tokenizer
 
 WORTH_A_RUN = 0.02
@@ -32,7 +33,10 @@ def ablate(s: AblateSettings) -> None:
     try:
         with locked(directory / ".lock", patience_s=0):
             path = directory / "results.jsonl"
-            _ablate(Runner(grid, vocab_size, read_results(path), path, _devices(s.jobs)), s.equal_time)
+            runner = Runner(grid, vocab_size, read_results(path), path, _devices(s.jobs))
+            _ablate(runner, s.equal_time)
+            if s.record:
+                say(f"kept in {record(Path(s.file), _wanted(runner))} too")
     except TakenError:
         raise UserError(f"another process is at work in {directory}: wait for it, or call the file otherwise") from None
 
@@ -56,9 +60,13 @@ def _ablate(runner: Runner, equal_time: bool) -> None:
         raise UserError(f"{len(failed)} runs failed, and are tried again by the same command: {', '.join(failed)}")
 
 
+def _wanted(runner: Runner) -> list[Result]:
+    changes = {BASELINE, *runner.grid.changes}
+    return [each for each in runner.results if each.change in changes and each.depth in runner.grid.depths]
+
+
 def _show(runner: Runner) -> None:
-    wanted = {BASELINE, *runner.grid.changes}
-    results = [each for each in runner.results if each.change in wanted and each.depth in runner.grid.depths]
+    results = _wanted(runner)
     directory = runner.path.parent
     with atomic_path(directory / "table.md") as aside:
         aside.write_text(table(HEADER, rows(results)) + "\n", encoding="utf-8")

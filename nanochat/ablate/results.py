@@ -4,7 +4,7 @@ import json
 import math
 import statistics
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,8 @@ class Result:
     """Tokens, seconds and validation bits per byte at each evaluation."""
     tokens_to_baseline: float | None
     """At which it first had the final bits per byte of the baseline of its seed, between two evaluations on a line; None for never."""
+    made: dict[str, str] = field(default_factory=dict)
+    """Date, machine and torch of the run."""
 
 
 def append_result(path: Path, result: Result) -> None:

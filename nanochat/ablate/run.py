@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -18,6 +19,7 @@ from nanochat.common.errors import UserError
 from nanochat.common.files import remove
 from nanochat.common.paths import run_dir
 from nanochat.common.processes import DIES_WITH
+from nanochat.plan.profile import machine_of, torch_version
 from nanochat.train.metrics import hms, read_metrics
 
 EVALUATIONS = 20
@@ -139,8 +141,17 @@ class Runner:
         target = plain.val_bpb if plain else curve[-1][2]
         tokens, seconds, bpb = curve[-1]
         return Result(
-            run.change, run.depth, run.seed, equal, run.settings, len(steps), tokens, seconds, bpb, curve, tokens_at(curve, target)
+            run.change, run.depth, run.seed, equal, run.settings, len(steps), tokens, seconds, bpb, curve, tokens_at(curve, target), _made()
         )
+
+
+def _made() -> dict[str, str]:
+    import torch
+
+    from nanochat.train.step_plan import gpu_of
+
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    return {"date": datetime.now(UTC).date().isoformat(), "machine": machine_of(gpu_of(device)), "torch": torch_version()}
 
 
 def _seconds(row: dict[str, Any], before: dict[str, Any] | None) -> float:

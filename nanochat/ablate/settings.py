@@ -17,6 +17,9 @@ class AblateSettings:
     each change a table `[changes.NAME]` of those that it has besides. ablations/example.toml is one for two cores and some minutes. Runs
     that are done are not done again: the same command goes on. What came of them is in ablations/NAME/ under the base directory:
     results.jsonl, table.md and a picture of the curves for each depth.
+
+    A change is worth keeping when it wins at two depths or more, by more than what the seeds differ, and loses at none; "tokens to its
+    end" is where its curve first came down to the baseline's last value, as a share of the baseline's tokens.
     """
 
     file: tyro.conf.Positional[str]
@@ -25,6 +28,9 @@ class AblateSettings:
     """Besides, each change with as many steps as take the baseline's time, where its steps take another."""
     jobs: int = OFF
     """Runs at the same time; -1 for one a GPU, or one for every two cores."""
+
+    record: bool = False
+    """Besides, keep the results and their table beside the grid, in results/ and README.md there."""
 
     def check(self) -> None:
         """Raises UserError for a value that means nothing."""

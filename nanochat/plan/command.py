@@ -26,6 +26,11 @@ MEMORY_NAMES = {
 
 def plan(settings: PlanSettings) -> None:
     """Print the answer. Raises UserError for a wrong request, and with --check where the GPUs or the disk are too small."""
+    if settings.write_docs:
+        from nanochat.plan.documents import write_documents
+
+        write_documents()
+        return
     settings.validate()
     node = node_of(settings)
     if settings.compare:

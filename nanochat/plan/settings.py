@@ -63,6 +63,8 @@ class PlanSettings:
     """Print JSON."""
     field: str = ""
     """Print one value of the JSON alone, by its name."""
+    write_docs: bool = False
+    """Make the tables of this checkout's documents anew, and nothing else."""
     check: bool = False
     """Exit with status 2 and one line when the GPUs or this machine's disk are too small; prints what --field or --json ask for."""
 

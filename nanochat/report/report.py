@@ -12,9 +12,9 @@ from urllib.parse import quote
 
 from nanochat.common.console import say, warn
 from nanochat.common.files import atomic_path
+from nanochat.common.markdown import block, cell, table
 from nanochat.common.secrets import hide
 from nanochat.report import machine, sections
-from nanochat.report.markdown import block, cell, table
 from nanochat.report.plots import draw_all
 from nanochat.report.run_files import StageFiles, find_run, read_stage
 from nanochat.train.run_directory import STAGES

@@ -3,10 +3,10 @@
 import statistics
 from typing import Any
 
+from nanochat.common.markdown import block, duration, number, table
 from nanochat.plan.hardware import GPUS, cpu
 from nanochat.plan.profile import profile_of
 from nanochat.plan.recipe import Recipe
-from nanochat.report.markdown import block, duration, number, table
 from nanochat.report.run_files import StageFiles
 
 NOT_TASKS = {"step", "elapsed_s", "val_bpb", "val_loss", "core", "alert", "back_to", "bad_steps", "bad_samples"}

@@ -6,6 +6,7 @@ import subprocess
 import time
 from pathlib import Path
 
+from nanochat.ablate.record import with_tables
 from tests.conftest import ROOT, World, wrong_request
 
 GRID = """
@@ -75,8 +76,14 @@ def test_a_grid_is_done_goes_on_after_a_kill_and_ends_in_a_table(world: World, t
     slower = rows["slower-s1-tokens"]
     if "slower-s1-time" in rows:  # it is, unless the machine was busy with something else
         assert rows["slower-s1-time"]["steps"] != slower["steps"]
-    again = world.run("scripts.ablate", str(path), "--jobs=1")
+    again = world.run("scripts.ablate", str(path), "--jobs=1", "--record")
     assert "6 runs, 0 of them to do" in again.stdout
+    recorded = (tmp_path / "README.md").read_text()
+    assert recorded.startswith("## small\n")
+    assert "the baseline's tokens: 4,096" in recorded
+    assert recorded.count("| hotter |") == 1
+    assert with_tables(recorded, tmp_path) == recorded
+    assert all(json.loads(line)["made"]["torch"] for line in (tmp_path / "results/small.jsonl").read_text().splitlines())
 
     path.write_text(GRID.replace("0.05", "0.06"))
     wrong_request(world.run("scripts.ablate", str(path)), "hotter-d1-s1 is done already, with matrix_lr = 0.05 and not 0.06")
@@ -92,3 +99,9 @@ def test_a_text_that_is_too_short(world: World, tmp_path: Path) -> None:
     path = tmp_path / "long.toml"
     path.write_text(GRID.replace("num_iterations = 8", "num_iterations = 8000"))
     wrong_request(world.run("scripts.ablate", str(path)), "epochs", "max_epochs = ")
+
+
+def test_the_tables_that_are_kept_are_those_of_the_results() -> None:
+    text = (ROOT / "ablations/README.md").read_text()
+    assert with_tables(text, ROOT / "ablations") == text
+    assert all(f"<!-- made: {path.stem} -->" in text for path in (ROOT / "ablations/results").glob("*.jsonl"))

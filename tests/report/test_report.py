@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from nanochat.report.markdown import block, cell
+from nanochat.common.markdown import block, cell
 from nanochat.report.report import ReportSettings, report
 from tests.conftest import World, wrong_request
 

@@ -2,7 +2,9 @@
 
 import html
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+MADE = re.compile(r"<!-- made: (\S+) -->\n.*?<!-- end -->\n", re.DOTALL)
 
 
 def cell(value: object) -> str:
@@ -36,3 +38,13 @@ def duration(seconds: float | None) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def mark(name: str) -> str:
+    """What stands around a part of a document that a program makes."""
+    return f"<!-- made: {name} -->\n<!-- end -->\n"
+
+
+def with_parts(text: str, part: Callable[[str], str]) -> str:
+    """A document's text with the parts that a program makes: what stands between `<!-- made: NAME -->` and `<!-- end -->`, by name."""
+    return MADE.sub(lambda found: f"<!-- made: {found[1]} -->\n{part(found[1])}\n<!-- end -->\n", text)
