@@ -1,4 +1,4 @@
-"""A process that must not outlive the one that started it."""
+"""What a process asks of the system: to end with the one that started it, and to keep the memory that it frees."""
 
 import ctypes
 import os
@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
+KEPT_BYTES = 2**30
 DIES_WITH = "NANOCHAT_DIES_WITH"
 """Variable in which a run script or a launcher says its own process number, for what it starts."""
 
@@ -45,3 +47,12 @@ def die_at_once_with_starter(starter: int) -> None:
 
 def _end_with_starter(number: int) -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
+
+
+def keep_freed_memory() -> None:
+    """Have malloc keep what is freed for what is asked for next, up to 1 GiB: a training step on a CPU otherwise spends up to half of
+    its time on handing the same pages back to the kernel and clearing them anew. With glibc; elsewhere nothing."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt:
+        mallopt(M_MMAP_THRESHOLD, KEPT_BYTES)
+        mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from nanochat.common.errors import Stopped, UserError
+from nanochat.common.processes import keep_freed_memory
 
 T = TypeVar("T")
 
@@ -114,6 +115,8 @@ def ranks() -> Iterator[Ranks]:
     Raises UserError when a node has more ranks than GPUs, or nodes do not match.
     """
     device = pick_device()
+    if device.type == "cpu":
+        keep_freed_memory()
     backend, device_id = ("cpu:gloo,cuda:nccl", device) if device.type == "cuda" else ("gloo", None)
     if "WORLD_SIZE" in os.environ:
         dist.init_process_group(backend, device_id=device_id, timeout=PATIENCE)

@@ -1,6 +1,7 @@
-"""A process whose starter has died before it could ask the kernel to end with it."""
+"""What a process asks of the system, as the system then does it."""
 
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -36,3 +37,27 @@ def test_it_ends_too(rank: dict[str, str], reaped: bool) -> None:
 def test_without_one_it_lives() -> None:
     assert run().stdout == "lives\n"
     assert run(TORCHELASTIC_RUN_ID="job").stdout == "lives\n"
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc is told so with glibc alone")
+def test_freed_memory_is_kept_for_what_is_asked_for_next() -> None:
+    program = """
+import resource
+import torch
+from nanochat.common.processes import keep_freed_memory
+
+def page_faults() -> int:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        torch.ones(2**24)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+before = page_faults()
+keep_freed_memory()
+page_faults()
+print(before, page_faults())
+"""
+    before, after = map(
+        int, subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT).stdout.split()
+    )
+    assert after < before / 10
