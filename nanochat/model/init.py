@@ -12,13 +12,18 @@ from nanochat.model.gpt import GPT
 ROWS_AT_ONCE = 128  # rows that one seed makes: a rank that holds a part of a matrix makes little more than that part
 
 
-def initial_std(name: str, parameter: Tensor) -> float:
-    """The known-good start: embedding N(0, 1); matrices N(0, min(1, out/in) / in); output projections and head zero."""
+def initial_std(name: str, parameter: Tensor, projections: float = 0.0) -> float:
+    """The known-good start: embedding N(0, 1); matrices N(0, min(1, out/in) / in); head zero, and output projections too.
+
+    projections: what output projections have instead of zero, as a share of in^−½.
+    """
     if "embed_tokens" in name:
         return 1.0
-    if name.endswith(("lm_head.weight", "o_proj.weight", "fc2.weight")):
+    if name.endswith("lm_head.weight"):
         return 0.0
     fan_out, fan_in = parameter.shape
+    if name.endswith(("o_proj.weight", "fc2.weight")):
+        return projections * fan_in**-0.5
     return math.sqrt(min(1.0, fan_out / fan_in) / fan_in)
 
 

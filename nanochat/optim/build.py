@@ -48,6 +48,7 @@ class Optimizers:
             way,
             polynomial=settings.muon_polynomial,
             beta2=settings.muon_beta2,
+            hold_norm=settings.muon_hold_norm,
         )
         self.all: tuple[torch.optim.Optimizer, ...] = (self.adamw, self.muon)
         for optimizer in self.all:

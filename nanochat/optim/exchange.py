@@ -70,6 +70,13 @@ class Exchange:
         work = all_gather_single(recv, F.pad(send, (0, longest - send.numel())), group=self._replicate_group, async_op=True)
         return [part[:count] for part, count in zip(recv.view(self.replicas, longest), counts, strict=True)], work.wait
 
+    def sum(self, values: Tensor) -> tuple[Tensor, Wait]:
+        """The sum over the shards, in place."""
+        if self._mesh is None:
+            return values, _nothing_to_wait_for
+        work = dist.all_reduce(values, group=self._shard_group, async_op=True)
+        return values, work.wait
+
 
 def _nothing_to_wait_for() -> None:
     pass

@@ -27,7 +27,8 @@ class Muon(torch.optim.Optimizer):
 
     Parameters are plain tensors, or DTensors as `fully_shard` makes them. Matrices travel and are orthogonalised in `dtype`,
     in one of newton_schulz's ways. With `beta2` each row of U is scaled to the root mean square that it would have in an orthogonal
-    matrix of that shape, by the mean of its squares over past steps (after NorMuon, arXiv 2510.05491).
+    matrix of that shape, by the mean of its squares over past steps (after NorMuon, arXiv 2510.05491). With `hold_norm` a matrix keeps
+    the Frobenius norm R that it began with, which must not be zero: W ← R · V / ‖V‖, V = W − lr · R · U / √min(rows, cols) (MuonH).
     """
 
     def __init__(
@@ -40,9 +41,10 @@ class Muon(torch.optim.Optimizer):
         way: str = "plain",
         polynomial: str = "quintic",
         beta2: float = 0.0,
+        hold_norm: bool = False,
     ):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": 0.0})
-        self.dtype, self.way, self.polynomial, self.beta2 = dtype, way, polynomial, beta2
+        self.dtype, self.way, self.polynomial, self.beta2, self.hold_norm = dtype, way, polynomial, beta2, hold_norm
         self.exchange = exchange or Exchange(mesh_of(p for group in self.param_groups for p in group["params"]))
 
     @torch.no_grad()
@@ -55,11 +57,15 @@ class Muon(torch.optim.Optimizer):
                     if self.beta2:
                         self.state[p]["mean_square"] = torch.zeros_like(p[:, :1])
                         self.state[p]["steps"] = torch.zeros(())
+                    if self.hold_norm:
+                        self.state[p]["norm"] = torch.zeros(())
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One update of every parameter from its gradient."""
         self.init_state()
+        if self.hold_norm:
+            self._keep_norms()
         for group in self.param_groups:
             params, momentum = group["params"], group["momentum"]
             gradients, buffers = [local(p.grad) for p in params], [local(self.state[p]["momentum_buffer"]) for p in params]
@@ -109,7 +115,27 @@ class Muon(torch.optim.Optimizer):
         if group["weight_decay"]:
             for weight, update in zip(weights, updates, strict=True):
                 weight.addcmul_(weight, (weight * update > 0).to(weight.dtype), value=-group["lr"] * group["weight_decay"])
-        torch._foreach_add_(weights, updates, alpha=-group["lr"] * scale)
+        if not self.hold_norm:
+            torch._foreach_add_(weights, updates, alpha=-group["lr"] * scale)
+            return
+        norms = [float(self.state[p]["norm"]) for p in params]
+        for weight, update, norm in zip(weights, updates, norms, strict=True):
+            weight.add_(update, alpha=-group["lr"] * norm / min(rows, cols) ** 0.5)
+        squares, wait = e.sum(torch.stack(torch._foreach_norm(weights)).square_())
+        yield
+
+        wait()
+        for weight, factor in zip(weights, squares.new_tensor(norms) / squares.sqrt(), strict=True):
+            weight.mul_(factor)
+
+    def _keep_norms(self) -> None:
+        """Keep the norms that matrices begin with, where they are not kept yet."""
+        new = [p for group in self.param_groups for p in group["params"] if not self.state[p]["norm"]]
+        if new:
+            squares, wait = self.exchange.sum(torch.stack(torch._foreach_norm([local(p) for p in new])).square_())
+            wait()
+            for p, norm in zip(new, squares.sqrt().tolist(), strict=True):
+                self.state[p]["norm"].fill_(norm)
 
     def _evened(self, states: list[dict[str, Any]], updates: list[Tensor], usual: float) -> list[Tensor]:
         """The updates, each row scaled so that its mean square over past steps is `usual`."""

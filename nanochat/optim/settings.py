@@ -22,6 +22,10 @@ class OptimizerSettings:
     """How slowly the mean square of a matrix's update is followed, row by row or column by column, to even it out; 0 for not at all."""
     muon_polynomial: Literal["quintic", "polar"] = "quintic"
     """What Muon orthogonalises by: one polynomial over and over, or for each step its own."""
+    muon_hold_norm: bool = False
+    """Keep the norm of each matrix inside blocks as it is at the start; matrix_lr is then a share of it."""
+    projection_std: float = 0.0
+    """Standard deviation that the blocks' output projections begin with, as a share of their inputs^-0.5."""
     init_lr_frac: float = 1.0
     """Share of all learning rates that is used; later stages go on more gently."""
     warmup_ratio: float = 0.0

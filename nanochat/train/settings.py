@@ -100,6 +100,11 @@ class TrainSettings(OptimizerSettings):
         for name in ("embedding_lr", "unembedding_lr", "matrix_lr", "weight_decay", "grad_clip"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise UserError(f"--{name}={getattr(self, name)}: must be 0 or more")
+        for name in ("matrix_weight_decay", "projection_std"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise UserError(f"--{name}={getattr(self, name)}: must be 0 or more")
+        if self.muon_hold_norm and self.matrix_weight_decay:
+            raise UserError("--muon_hold_norm undoes what --matrix_weight_decay does: give one of them")
         for name in ("warmup_ratio", "warmdown_ratio", "final_lr_frac", "init_lr_frac"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"--{name}={getattr(self, name)}: a share of the whole, from 0 to 1")
@@ -149,6 +154,8 @@ class BaseTrainSettings(TrainSettings):
         """Raises UserError for a value that no run can have."""
         super().check()
         sizes.check_depth(self.depth)
+        if self.muon_hold_norm and not self.projection_std:
+            raise UserError("--muon_hold_norm keeps what is zero at zero: give the output projections a start, as in --projection_std=1")
         if self.max_seq_len < 1:
             raise UserError(f"--max_seq_len={self.max_seq_len}: must be 1 or more")
         if self.num_iterations < 1 and self.num_iterations != OFF:

@@ -5,6 +5,7 @@ import platform
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from nanochat.model.config import GPTConfig
 from nanochat.model.directory import save_model
 from nanochat.model.find import make_newest
 from nanochat.model.gpt import GPT
+from nanochat.model.init import initial_std
 from nanochat.optim.build import Optimizers
 from nanochat.parallel.compiling import say_compiling
 from nanochat.parallel.kernels import settle
@@ -162,7 +164,16 @@ def _train(course: Course, r: Ranks, watch: HangWatch) -> None:
     if s.compile:
         say_compiling(r.device)
     model = sharded_model(
-        config, r, r.mesh(), dtype, s.seed, recompute=plan.recompute, reshard=plan.reshard, recipe=recipe, fp8=kernels.fp8
+        config,
+        r,
+        r.mesh(),
+        dtype,
+        s.seed,
+        recompute=plan.recompute,
+        reshard=plan.reshard,
+        recipe=recipe,
+        fp8=kernels.fp8,
+        std_of=partial(initial_std, projections=s.projection_std),
     )
     optimizers = Optimizers(model, s, newton_schulz_dtype(dtype), way=recipe.muon)
     checkpoints = Checkpoints(stage.checkpoints, r, s.keep_every)

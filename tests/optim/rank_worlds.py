@@ -7,6 +7,7 @@ import json
 import math
 import multiprocessing
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ MESHES = [(1,), (2,), (3,), (4,), (2, 2)]
 DEPTHS = [1, 2, 3]
 STEPS = 3
 SETTINGS = OptimizerSettings(weight_decay=0.1, warmdown_ratio=0.4, muon_polynomial="polar", muon_beta2=0.9, matrix_weight_decay=0.003)
+HELD = replace(SETTINGS, muon_hold_norm=True, matrix_weight_decay=0.0)
 SHAPES = [(2, 16)] * 3 + [(7, 5)] * 7 + [(16, 2)] * 5 + [(5, 16)] * 2 + [(1, 8)] * 3  # fewer rows than ranks, rows that do not divide
 BATCH_ELEMENTS = 64  # a rank's batch: one matrix (5, 16), two (2, 16): so there are several rounds of a shape
 
@@ -43,9 +45,9 @@ def spread(tensor: Tensor, like: DTensor) -> Tensor:
     return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
 
 
-def reference_of_model(depth: int) -> Reference:
+def reference_of_model(depth: int, settings: OptimizerSettings = SETTINGS) -> Reference:
     """What a model should have become."""
-    reference = Reference(small_model(depth), SETTINGS)
+    reference = Reference(small_model(depth), settings)
     for step in range(STEPS):
         reference.step(step, 5)
     return reference
@@ -77,7 +79,7 @@ def step_model(depth: int, mesh: DeviceMesh, reference: Reference, state_first: 
     model = small_model(depth)
     for module in (*model.model.layers, model.model.embed_tokens, model.lm_head, model):
         fully_shard(module, mesh=mesh)
-    optimizers = Optimizers(model, SETTINGS, torch.float32)
+    optimizers = Optimizers(model, reference.settings, torch.float32)
     if state_first:
         optimizers.init_state()
     parameters = dict(model.named_parameters())
@@ -90,7 +92,7 @@ def step_model(depth: int, mesh: DeviceMesh, reference: Reference, state_first: 
         f"{name} {key}"
         for name, each in state.items()
         for key, value in each.items()
-        if key not in ("step", "steps") and not (isinstance(value, DTensor) and value.placements == parameters[name].placements)
+        if key not in ("step", "steps", "norm") and not (isinstance(value, DTensor) and value.placements == parameters[name].placements)
     ]
     return {
         "error": max(reference.errors({name: whole(p) for name, p in parameters.items()}).values()),
@@ -117,7 +119,9 @@ def step_shapes(mesh: DeviceMesh, references: list[MuonReference]) -> dict[str, 
     }
 
 
-def be_rank(rank: int, shape: tuple[int, ...], folder: Path, models: dict[int, Reference], shapes: list[MuonReference]) -> None:
+def be_rank(
+    rank: int, shape: tuple[int, ...], folder: Path, models: dict[int, Reference], held: Reference, shapes: list[MuonReference]
+) -> None:
     """One rank of a job; what it saw goes to a file of its own."""
     name = "x".join(map(str, shape))
     dist.init_process_group("gloo", init_method=f"file://{folder / name}", rank=rank, world_size=math.prod(shape))
@@ -128,6 +132,7 @@ def be_rank(rank: int, shape: tuple[int, ...], folder: Path, models: dict[int, R
         orthogonalized.clear()
         saw[f"depth {depth}"] = step_model(depth, mesh, models[depth], False) | {"orthogonalized": list(orthogonalized)}
     saw["state made first"] = step_model(DEPTHS[0], mesh, models[DEPTHS[0]], True)
+    saw["norms held"] = step_model(DEPTHS[0], mesh, held, True)
     orthogonalized.clear()
     saw["awkward"] = step_shapes(mesh, shapes) | {"orthogonalized": orthogonalized}
     (folder / f"{name}-{rank}.json").write_text(json.dumps(saw))
@@ -137,11 +142,11 @@ def be_rank(rank: int, shape: tuple[int, ...], folder: Path, models: dict[int, R
 def main(folder: Path) -> None:
     """Every job, one after the other."""
     models = {depth: reference_of_model(depth) for depth in DEPTHS}
-    shapes = references_of_shapes()
+    held, shapes = reference_of_model(DEPTHS[0], HELD), references_of_shapes()
     fork = multiprocessing.get_context("fork")
     found = {}
     for mesh in MESHES:
-        ranks = [fork.Process(target=be_rank, args=(rank, mesh, folder, models, shapes)) for rank in range(math.prod(mesh))]
+        ranks = [fork.Process(target=be_rank, args=(rank, mesh, folder, models, held, shapes)) for rank in range(math.prod(mesh))]
         for process in ranks:
             process.start()
         for process in ranks:

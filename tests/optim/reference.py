@@ -53,8 +53,9 @@ def newton_schulz_float64(x: Tensor, polynomial: str) -> Tensor:
 class MuonReference:
     """Muon of one matrix."""
 
-    def __init__(self, weight: Tensor, polynomial: str = "quintic", beta2: float = 0.0):
+    def __init__(self, weight: Tensor, polynomial: str = "quintic", beta2: float = 0.0, hold_norm: bool = False):
         self.weight = weight.detach().double().clone()
+        self.norm = self.weight.norm() if hold_norm else None
         self.first = torch.zeros_like(self.weight)
         self.polynomial, self.beta2, self.squares = polynomial, beta2, []  # type: ignore[var-annotated]
 
@@ -69,6 +70,10 @@ class MuonReference:
             shares = [(1 - self.beta2) * self.beta2**age for age in range(len(self.squares))]
             mean = sum(share * square for share, square in zip(shares, reversed(self.squares), strict=True)) / sum(shares)
             update = update / (mean * max(rows, cols)).sqrt()
+        if self.norm is not None:
+            moved = self.weight - lr * self.norm * update / min(rows, cols) ** 0.5
+            self.weight = moved / moved.norm() * self.norm
+            return
         agreeing = torch.where(self.weight.sign() * update.sign() > 0, self.weight, 0)
         self.weight -= lr * (max(1, rows / cols) ** 0.5 * update + decay * agreeing)
 
@@ -97,7 +102,7 @@ class Reference:
         self.start = {name: p.detach().double().clone() for name, p in model.named_parameters()}
         s = settings
         self.rules = {
-            name: MuonReference(p, s.muon_polynomial, s.muon_beta2) if "layers" in name else AdamWReference(p)
+            name: MuonReference(p, s.muon_polynomial, s.muon_beta2, s.muon_hold_norm) if "layers" in name else AdamWReference(p)
             for name, p in self.start.items()
         }
 

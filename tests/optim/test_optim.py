@@ -33,6 +33,8 @@ def test_singular_values_come_near_one_along_the_same_directions(shape: tuple[in
         {"muon_polynomial": "polar"},
         {"matrix_weight_decay": 0.003},
         {"muon_beta2": 0.9, "muon_polynomial": "polar", "matrix_weight_decay": 0.003},
+        {"muon_hold_norm": True},
+        {"muon_hold_norm": True, "muon_beta2": 0.9},
     ],
 )
 def test_updates_are_those_of_the_formulas(more: dict[str, Any]) -> None:
@@ -44,7 +46,8 @@ def test_updates_are_those_of_the_formulas(more: dict[str, Any]) -> None:
         for name, parameter in model.named_parameters():
             parameter.grad = gradient(name, parameter, step)
         assert optimizers.step(step, 5) == reference.step(step, 5)
-    assert max(reference.errors(dict(model.named_parameters())).values()) < 1e-5
+    # A norm's rounding is a share of the weights, which are fifty times their updates.
+    assert max(reference.errors(dict(model.named_parameters())).values()) < (5e-5 if settings.muon_hold_norm else 1e-5)
 
 
 def test_learning_rates_rise_hold_and_fall() -> None:

@@ -48,7 +48,7 @@ def build(ranks: Ranks, mesh: tuple[int, ...] = (), depth: int = 2) -> tuple[GPT
         torch.nn.init.normal_(parameter, std=0.1, generator=generator)
     shape = mesh or (ranks.world_size,)
     shard(model, init_device_mesh("cpu", shape, mesh_dim_names=("replicate", "shard")[-len(shape) :]), torch.float32, True)
-    return model, Optimizers(model, OptimizerSettings(muon_beta2=0.9), torch.float32)
+    return model, Optimizers(model, OptimizerSettings(muon_beta2=0.9, muon_hold_norm=True), torch.float32)
 
 
 def train(model: GPT, optimizers: Optimizers, seed: int) -> None:
