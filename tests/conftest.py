@@ -14,6 +14,7 @@ import hypothesis
 import pytest
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and so would all that tests start
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as nohup does
 ROOT = Path(__file__).parents[1]
 os.environ["NANOCHAT_BASE_DIR"] = str(
     Path(tempfile.gettempdir()) / f"nanochat-tests-{os.getuid()}" / "nothing"

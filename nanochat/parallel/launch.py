@@ -29,6 +29,7 @@ def launch(arguments: list[str]) -> int:
     os.environ[DIES_WITH] = str(os.getpid())
     for name in ("torch.distributed.elastic", "torch.distributed.run"):  # what they say, a line here says
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    logging.raiseExceptions = False  # nor of a signal that comes while they say it
     try:
         run.run(run.parse_args([f"--signals_to_handle={SIGNALS}", *arguments]))
     except SignalException:
