@@ -18,7 +18,7 @@ class ScalingSettings:
     files: tyro.conf.Positional[list[str]] = field(default_factory=list)
     """results.jsonl files of scripts.ablate."""
     record: bool = False
-    """Keep the fits in this checkout, where scripts.plan reads them."""
+    """Keep runs and fits in this checkout, where scripts.plan reads them."""
 
 
 def main(settings: ScalingSettings) -> None:

@@ -13,7 +13,8 @@ from nanochat.ablate.grid import BASELINE
 from nanochat.ablate.results import Result, read_results
 from nanochat.common.console import say
 from nanochat.common.errors import UserError
-from nanochat.plan.loss import FITS, PARAMETERS_UNIT, TOKENS_UNIT, Fit, LossRun, forecast, read_runs
+from nanochat.plan.documents import BUDGETS
+from nanochat.plan.loss import FITS, PARAMETERS_UNIT, RUNS, TOKENS_UNIT, Fit, LossRun, forecast, read_runs
 from nanochat.plan.settings import DEFAULT_RATIO
 from nanochat.plan.sizes import parameters
 from nanochat.plan.tables import Table, count, show
@@ -21,8 +22,6 @@ from nanochat.plan.tables import Table, count, show
 COEFFICIENTS = 5
 VOCAB_SIZE = 65_536
 DRAWS = 200
-SIZES = ((20, 8), (20, 20), (38, 8), (38, 20), (52, 8), (52, 20))
-"""Depths and tokens a parameter that a table of forecasts shows."""
 
 Values = NDArray[np.float64]
 
@@ -39,7 +38,7 @@ def _as_run(result: Result, path: Path) -> LossRun:
     data, tokenizer = result.settings.get("data"), result.settings.get("tokenizer", "")
     if not data or not tokenizer.rpartition("-")[2].isdigit():
         raise UserError(f"{path}: its baseline does not say data and tokenizer, as in data = 'python' and tokenizer = 'python-1024'")
-    return LossRun(data, int(tokenizer.rpartition("-")[2]), result.depth, result.tokens, result.val_bpb, str(path))
+    return LossRun(data, int(tokenizer.rpartition("-")[2]), result.depth, result.tokens, result.val_bpb, path.name)
 
 
 def fit_loss(runs: Sequence[LossRun], seed: int = 0) -> Fit:
@@ -143,14 +142,15 @@ def optimal_ratio(fit: Fit, depth: int, vocab_size: int) -> list[float]:
 
 
 def scaling(files: list[str], record: bool) -> None:
-    """Fit every text that has runs enough and print what follows; with `record` keep the fits for the planner."""
-    runs = [*read_runs(), *(run for file in files for run in runs_of(Path(file)))]
+    """Fit every text that has runs enough and print what follows; with `record` keep runs and fits for the planner."""
+    runs = list(dict.fromkeys([*read_runs(), *(run for file in files for run in runs_of(Path(file)))]))
     fits = []
     for data in dict.fromkeys(run.data for run in runs):
         fit = fit_loss([run for run in runs if run.data == data])
         fits.append(fit)
         show([_fit_table(fit), _runs_table(fit, [run for run in runs if run.data == data]), _forecast_table(fit)])
     if record:
+        RUNS.write_text("[\n" + ",\n".join(f"  {json.dumps(asdict(run))}" for run in runs) + "\n]\n", encoding="utf-8")
         FITS.write_text(json.dumps([asdict(fit) for fit in fits]) + "\n", encoding="utf-8")
         say(f"kept in {FITS}")
 
@@ -162,7 +162,7 @@ def _fit_table(fit: Fit) -> Table:
         (name, f"{best:.3f} ({low:.3f} to {high:.3f})") for name, best, low, high in zip(names, fit.best, drawn[0], drawn[1], strict=True)
     ]
     rows.append(("runs around it", f"± {fit.spread:.2%}"))
-    for depth in dict.fromkeys(depth for depth, _ in SIZES):
+    for depth in dict.fromkeys(depth for depth, _ in BUDGETS):
         low, middle, high = np.quantile(optimal_ratio(fit, depth, VOCAB_SIZE), (0.1, 0.5, 0.9))
         rows.append((f"tokens a parameter at which depth {depth} is best", f"{middle:.3g} ({low:.3g} to {high:.3g})"))
     return Table(f"{fit.data}: bits per byte = E + A · (N / 10⁸)^-alpha + B · (D / 10⁹)^-beta, {fit.runs} runs", rows, last_is_words=True)
@@ -178,7 +178,7 @@ def _runs_table(fit: Fit, runs: list[LossRun]) -> Table:
 
 def _forecast_table(fit: Fit) -> Table:
     rows = []
-    for depth, ratio in SIZES:
+    for depth, ratio in BUDGETS:
         n = parameters(depth, VOCAB_SIZE)
         made = forecast(fit, n, ratio * n)
         beyond = "yes" if made.is_extrapolation else "no"

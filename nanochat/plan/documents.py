@@ -7,7 +7,7 @@ from nanochat.common.console import say
 from nanochat.common.files import atomic_path
 from nanochat.common.markdown import table, with_parts
 from nanochat.plan.answer import Planner, node_of
-from nanochat.plan.loss import read_fits, read_runs
+from nanochat.plan.loss import forecast, read_fits, read_runs
 from nanochat.plan.settings import PlanSettings
 from nanochat.plan.sizes import parameters
 from nanochat.plan.tables import amount, count
@@ -42,8 +42,7 @@ def loss_fit() -> str:
     formula = f"{e:.3f} + {a:.3f} · (N / 10⁸)^−{alpha:.3f} + {b:.3f} · (D / 10⁹)^−{beta:.3f}"
     rows = []
     for run in read_runs():
-        n = parameters(run.depth, run.vocab_size)
-        fitted = e + a * (n / 1e8) ** -alpha + b * (run.tokens / 1e9) ** -beta
+        fitted = forecast(fit, parameters(run.depth, run.vocab_size), run.tokens).bpb
         rows.append((run.source, str(run.depth), count(run.tokens), f"{run.val_bpb:.4f}", f"{fitted / run.val_bpb - 1:+.2%}"))
     runs = table(("run", "depth", "tokens", "bits per byte", "the fit's difference"), rows)
     return f"bits per byte = {formula}, the runs around it ± {fit.spread:.2%}\n\n{runs}"

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from nanochat.ablate import scaling
 from nanochat.ablate.results import Result, append_result
 from nanochat.ablate.scaling import fit_loss, optimal_ratio, runs_of
 from nanochat.common.errors import UserError
+from nanochat.plan import loss
 from nanochat.plan.loss import LossRun, expected, forecast, loss_at, read_fits, read_runs
 from nanochat.plan.sizes import parameters
 from tests.conftest import World, wrong_request
@@ -80,10 +82,30 @@ def test_a_results_file_gives_the_runs_of_its_baseline(tmp_path: Path) -> None:
     settings = {"data": "python", "tokenizer": "python-1024"}
     for change in ("baseline", "other"):
         append_result(path, Result(change, 4, 1, "tokens", settings, 10, 40_960, 1.0, 2.5, [], None))
-    assert runs_of(path) == [LossRun("python", 1024, 4, 40_960, 2.5, str(path))]
+    assert runs_of(path) == [LossRun("python", 1024, 4, 40_960, 2.5, "results.jsonl")]
     append_result(path, Result("baseline", 4, 2, "tokens", {"data": "python"}, 10, 40_960, 1.0, 2.5, [], None))
     with pytest.raises(UserError, match="data and tokenizer"):
         runs_of(path)
+
+
+def test_what_is_recorded_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "results.jsonl"
+    for depth in (2, 4, 6):
+        for tokens in (10**6, 4 * 10**6):
+            bpb = loss_at(TRUE, parameters(depth, 1024), tokens)
+            settings = {"data": "python", "tokenizer": "python-1024"}
+            append_result(path, Result("baseline", depth, 1, "tokens", settings, 10, tokens + depth, 1.0, bpb, [], None))
+    runs = read_runs()
+    for module in (loss, scaling):
+        monkeypatch.setattr(module, "RUNS", tmp_path / "runs.json")
+        monkeypatch.setattr(module, "FITS", tmp_path / "fits.json")
+    (tmp_path / "runs.json").write_text(json.dumps([asdict(run) for run in runs]))
+    for _ in range(2):
+        scaling.scaling([str(path)], record=True)
+        assert len(read_runs()) == len(runs) + 6
+    read_fits.cache_clear()
+    assert list(read_fits()) == ["fineweb-edu", "python"]
+    read_fits.cache_clear()
 
 
 def test_the_command(tmp_path: Path) -> None:
