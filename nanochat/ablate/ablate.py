@@ -5,7 +5,7 @@ from pathlib import Path
 
 from nanochat.ablate.curves import draw
 from nanochat.ablate.grid import BASELINE, Grid, check_text, read_grid
-from nanochat.ablate.record import record
+from nanochat.ablate.record import check_place, record
 from nanochat.ablate.results import HEADER, Result, compare, read_results, rows
 from nanochat.ablate.run import Runner
 from nanochat.ablate.settings import AblateSettings
@@ -26,6 +26,8 @@ WORTH_A_RUN = 0.02
 def ablate(s: AblateSettings) -> None:
     """Do what is left of a grid, and say what came of it. Raises UserError for a grid that cannot be run, or whose runs failed."""
     grid = read_grid(Path(s.file))
+    if s.record:
+        check_place(Path(s.file))
     vocab_size, tokens_there = _text(grid)
     check_text(grid, vocab_size, tokens_there)
     directory = base_dir() / "ablations" / grid.name

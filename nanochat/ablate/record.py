@@ -5,8 +5,16 @@ from dataclasses import asdict
 from pathlib import Path
 
 from nanochat.ablate.results import HEADER, Result, read_results, rows
+from nanochat.common.errors import UserError
 from nanochat.common.files import atomic_path
 from nanochat.common.markdown import mark, table, with_parts
+
+
+def check_place(grid: Path) -> None:
+    """Raises UserError where the README.md beside a grid is about something else."""
+    readme = grid.parent / "README.md"
+    if readme.exists() and "<!-- made: " not in readme.read_text(encoding="utf-8"):
+        raise UserError(f"--record: {readme} is about something else: put {grid.name} into a directory of its own")
 
 
 def record(grid: Path, results: list[Result]) -> Path:

@@ -105,3 +105,11 @@ def test_the_tables_that_are_kept_are_those_of_the_results() -> None:
     text = (ROOT / "ablations/README.md").read_text()
     assert with_tables(text, ROOT / "ablations") == text
     assert all(f"<!-- made: {path.stem} -->" in text for path in (ROOT / "ablations/results").glob("*.jsonl"))
+
+
+def test_results_are_not_recorded_into_another_readme(world: World, tmp_path: Path) -> None:
+    path = tmp_path / "small.toml"
+    path.write_text(GRID)
+    (tmp_path / "README.md").write_text("# Something else\n")
+    wrong_request(world.run("scripts.ablate", str(path), "--record"), "about something else")
+    assert (tmp_path / "README.md").read_text() == "# Something else\n"
