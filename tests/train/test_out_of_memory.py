@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs a limit o
 
 REPLACED = ("--device", "--total", "--max_seq")
 FLAGS = [flag for flag in TINY if not flag.startswith(REPLACED)] + ["--max_seq_len=128", "--total_batch_size=32768", "--num_iterations=2"]
-ROOM_MIB = 150  # more than the small micro-batch needs, less than the large one does
+ROOM_MIB = 200  # half of what a step with the large micro-batch needs besides
 
 
 @pytest.fixture(scope="module")
