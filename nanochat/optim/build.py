@@ -7,8 +7,7 @@ from nanochat.optim.exchange import Exchange
 from nanochat.optim.muon import Muon
 from nanochat.optim.schedules import lr_scale, muon_momentum
 from nanochat.optim.settings import OptimizerSettings
-
-REFERENCE_WIDTH = 768  # the width that the AdamW learning rates were found at
+from nanochat.plan.rates import Rates
 
 
 class Optimizers:
@@ -26,14 +25,10 @@ class Optimizers:
         exchange: Exchange | None = None,
         way: str = "plain",
     ):
-        self.settings = settings
-        width_scale = (model.config.hidden_size / REFERENCE_WIDTH) ** -0.5
+        self.settings, self.width = settings, model.config.hidden_size
         matrices = list(model.model.layers.parameters())
         self.adamw = torch.optim.AdamW(
-            [
-                {"params": [model.model.embed_tokens.weight], "lr": settings.embedding_lr * width_scale},
-                {"params": [model.lm_head.weight], "lr": settings.unembedding_lr * width_scale},
-            ],
+            [{"params": [model.model.embed_tokens.weight]}, {"params": [model.lm_head.weight]}],
             betas=(0.8, 0.95),
             eps=1e-10,
             weight_decay=settings.weight_decay,
@@ -46,14 +41,10 @@ class Optimizers:
             newton_schulz_dtype,
             exchange,
             way,
-            polynomial=settings.muon_polynomial,
             beta2=settings.muon_beta2,
             hold_norm=settings.muon_hold_norm,
         )
         self.all: tuple[torch.optim.Optimizer, ...] = (self.adamw, self.muon)
-        for optimizer in self.all:
-            for group in optimizer.param_groups:
-                group["peak_lr"] = group["lr"]
 
     def init_state(self) -> None:
         """Make all state as it is before the first step, so that a checkpoint can be read into it in place."""
@@ -66,14 +57,16 @@ class Optimizers:
                     self.adamw.state[p]["exp_avg_sq"] = torch.zeros_like(p, requires_grad=False)
 
     def step(self, step: int, num_iterations: int) -> float:
-        """Update every parameter as step number `step` (from 0) of `num_iterations`; returns the scale of the learning rates."""
+        """Update every parameter as step number `step` (from 0) of `num_iterations`; returns the scale of the matrices' learning rate."""
         s = self.settings
+        rates = Rates(s.embedding_lr, s.unembedding_lr, s.matrix_lr)
+        rates = rates.by_width_and_steps(self.width, num_iterations) if s.scale_lr else rates.by_width(self.width)
         scale = lr_scale(step, num_iterations, s.warmup_ratio, s.warmdown_ratio, s.final_lr_frac)
-        for optimizer in self.all:
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak_lr"] * s.init_lr_frac * scale
+        aside = lr_scale(step, num_iterations, s.warmup_ratio, s.adamw_warmdown, s.final_lr_frac)
+        embedding, head = self.adamw.param_groups
+        embedding["lr"], head["lr"] = rates.embedding * s.init_lr_frac * aside, rates.head * s.init_lr_frac * aside
+        self.muon.param_groups[0]["lr"] = rates.matrices * s.init_lr_frac * scale
         self.muon.param_groups[0]["momentum"] = muon_momentum(step)
-        self.muon.param_groups[0]["weight_decay"] = s.matrix_weight_decay * (1 - step / num_iterations)
         for optimizer in self.all:
             optimizer.step()
         return scale

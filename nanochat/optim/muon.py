@@ -22,8 +22,7 @@ def joined(tensors: list[Tensor], dim: int = 0) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """W ← W − lr · (√max(1, rows/cols) · U + λ · W where W and U have the same sign), U = orthogonalize(Nesterov momentum), for
-    two-dimensional parameters.
+    """W ← W − lr · √max(1, rows/cols) · U, U = orthogonalize(Nesterov momentum), for two-dimensional parameters.
 
     Parameters are plain tensors, or DTensors as `fully_shard` makes them. Matrices travel and are orthogonalised in `dtype`,
     in one of newton_schulz's ways. With `beta2` each row of U is scaled to the root mean square that it would have in an orthogonal
@@ -39,12 +38,12 @@ class Muon(torch.optim.Optimizer):
         dtype: torch.dtype,
         exchange: Exchange | None = None,
         way: str = "plain",
-        polynomial: str = "quintic",
         beta2: float = 0.0,
         hold_norm: bool = False,
     ):
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": 0.0})
-        self.dtype, self.way, self.polynomial, self.beta2, self.hold_norm = dtype, way, polynomial, beta2, hold_norm
+        super().__init__(params, {"lr": lr, "momentum": momentum})
+        self.dtype, self.way, self.beta2, self.hold_norm = dtype, way, beta2, hold_norm
+        self._norms_kept = False
         self.exchange = exchange or Exchange(mesh_of(p for group in self.param_groups for p in group["params"]))
 
     @torch.no_grad()
@@ -56,15 +55,15 @@ class Muon(torch.optim.Optimizer):
                     self.state[p]["momentum_buffer"] = torch.zeros_like(p)
                     if self.beta2:
                         self.state[p]["mean_square"] = torch.zeros_like(p[:, :1])
-                        self.state[p]["steps"] = torch.zeros(())
+                        self.state[p]["steps"] = torch.zeros((), device=p.device)
                     if self.hold_norm:
-                        self.state[p]["norm"] = torch.zeros(())
+                        self.state[p]["norm"] = torch.zeros((), device=p.device)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One update of every parameter from its gradient."""
         self.init_state()
-        if self.hold_norm:
+        if self.hold_norm and not self._norms_kept:
             self._keep_norms()
         for group in self.param_groups:
             params, momentum = group["params"], group["momentum"]
@@ -94,7 +93,7 @@ class Muon(torch.optim.Optimizer):
 
         wait()
         parts = [part.view(owned[e.shard], each, cols) for part, each in zip(back.split(wholes), held, strict=True)]
-        result = orthogonalize(joined(parts, dim=1), self.dtype, self.way, self.polynomial)
+        result = orthogonalize(joined(parts, dim=1), self.dtype, self.way)
         out = joined([piece.flatten() for piece in result.split(held, dim=1)])
         del parts, result
         back, wait = e.all_to_all(out, wholes, pieces)
@@ -110,40 +109,37 @@ class Muon(torch.optim.Optimizer):
         params = [group["params"][number] for each in numbers for number in each]
         weights = [local(p) for p in params]
         if self.beta2:
-            updates = self._evened([self.state[p] for p in params], updates, 1 / max(rows, cols))
+            self._even_out([self.state[p] for p in params], updates, 1 / max(rows, cols))
         scale = max(1.0, rows / cols) ** 0.5
-        if group["weight_decay"]:
-            for weight, update in zip(weights, updates, strict=True):
-                weight.addcmul_(weight, (weight * update > 0).to(weight.dtype), value=-group["lr"] * group["weight_decay"])
         if not self.hold_norm:
             torch._foreach_add_(weights, updates, alpha=-group["lr"] * scale)
             return
-        norms = [float(self.state[p]["norm"]) for p in params]
+        norms = torch.stack([self.state[p]["norm"] for p in params])
         for weight, update, norm in zip(weights, updates, norms, strict=True):
-            weight.add_(update, alpha=-group["lr"] * norm / min(rows, cols) ** 0.5)
+            weight.addcmul_(update, norm, value=-group["lr"] / min(rows, cols) ** 0.5)
         squares, wait = e.sum(torch.stack(torch._foreach_norm(weights)).square_())
         yield
 
         wait()
-        for weight, factor in zip(weights, squares.new_tensor(norms) / squares.sqrt(), strict=True):
+        for weight, factor in zip(weights, norms / squares.sqrt(), strict=True):
             weight.mul_(factor)
 
     def _keep_norms(self) -> None:
         """Keep the norms that matrices begin with, where they are not kept yet."""
-        new = [p for group in self.param_groups for p in group["params"] if not self.state[p]["norm"]]
-        if new:
-            squares, wait = self.exchange.sum(torch.stack(torch._foreach_norm([local(p) for p in new])).square_())
-            wait()
-            for p, norm in zip(new, squares.sqrt().tolist(), strict=True):
-                self.state[p]["norm"].fill_(norm)
+        params = [p for group in self.param_groups for p in group["params"]]
+        squares, wait = self.exchange.sum(torch.stack(torch._foreach_norm([local(p) for p in params])).square_())
+        wait()
+        for p, now in zip(params, squares.sqrt(), strict=True):
+            kept = self.state[p]["norm"]
+            kept.copy_(torch.where(kept > 0, kept, now))
+        self._norms_kept = True
 
-    def _evened(self, states: list[dict[str, Any]], updates: list[Tensor], usual: float) -> list[Tensor]:
-        """The updates, each row scaled so that its mean square over past steps is `usual`."""
-        evened = []
+    def _even_out(self, states: list[dict[str, Any]], updates: list[Tensor], usual: float) -> None:
+        """Scale each row of the updates so that its mean square over past steps is `usual`."""
         for state, update in zip(states, updates, strict=True):
             mean = local(state["mean_square"])
-            mean.lerp_(update.float().square().mean(dim=1, keepdim=True), 1 - self.beta2)
+            squares = torch.linalg.vector_norm(update, dim=1, keepdim=True, dtype=torch.float32).square_()
+            mean.lerp_(squares / update.size(1), 1 - self.beta2)
             state["steps"] += 1
-            corrected = mean / (1 - self.beta2 ** float(state["steps"]))
-            evened.append((update.float() * (usual / (corrected + 1e-12)).sqrt()).to(update.dtype))
-        return evened
+            corrected = mean / (1 - self.beta2 ** state["steps"])
+            update.mul_((usual / (corrected + 1e-12)).sqrt_())

@@ -8,22 +8,9 @@ import torch
 from torch import Tensor
 
 STEPS = 5
-# Coefficients a, b, c of a·x + b·x³ + c·x⁵ for each step.
-COEFFICIENTS = {
-    # One polynomial, with the steepest slope at zero that keeps singular values near one (Keller Jordan's Muon).
-    "quintic": ((3.4445, -4.7750, 2.0315),) * STEPS,
-    # For each step the one that is best after those before it, from singular values of 10⁻³ on (Polar Express, arXiv 2505.16932).
-    "polar": (
-        (8.156554524902461, -22.48329292557795, 15.878769915207462),
-        (4.042929935166739, -2.808917465908714, 0.5000178451051316),
-        (3.8916678022926607, -2.772484153217685, 0.5060648178503393),
-        (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
-        (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
-    ),
-}
-ROOM = 1.02  # by which "polar" keeps the largest singular value below one: above it the first polynomial runs away
+# Quintic a·x + b·x³ + c·x⁵ with the steepest slope at zero that keeps singular values near one (Keller Jordan's Muon).
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 HALVINGS = 2  # of a symmetric product: 3/4 of it is made with one, 5/8 with two, and the rest is copied
-Coefficients = tuple[tuple[float, float, float], ...]
 SMALLEST_HALVED = 512  # rows; smaller blocks do not fill a GPU
 # After which iterations the Gram matrix is made anew: left to itself it loses the small singular values in bf16 within three.
 RENEWED_AFTER = (1, 3)
@@ -63,27 +50,30 @@ def _blocks(start: int, stop: int, halvings: int) -> list[tuple[slice, slice]]:
     return [*_blocks(start, middle, halvings - 1), *_blocks(middle, stop, halvings - 1), corner]
 
 
-def _scaled(matrices: Tensor, dtype: torch.dtype, polynomial: str) -> Tensor:
+def _scaled(matrices: Tensor, dtype: torch.dtype) -> Tensor:
     x = matrices.to(dtype)
-    return x / ((ROOM if polynomial == "polar" else 1) * x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    return x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
 
 
-def _iterate(x: Tensor, coefficients: Coefficients, multiply: Callable[..., Tensor]) -> Tensor:
+def _iterate(wide: Tensor, dtype: torch.dtype, multiply: Callable[..., Tensor]) -> Tensor:
     """The iterations on wide matrices, (n, short, long), one after the other."""
-    for a, b, c in coefficients:
+    a, b, c = COEFFICIENTS
+    x = _scaled(wide, dtype)
+    for _ in range(STEPS):
         gram = multiply(x, x.mT)
         polynomial = multiply(gram, gram, gram, b, c)
         x = torch.baddbmm(x, polynomial, x, beta=a)
     return x
 
 
-def _iterate_on_gram(x: Tensor, coefficients: Coefficients, multiply: Callable[..., Tensor]) -> Tensor:
+def _iterate_on_gram(wide: Tensor, dtype: torch.dtype, multiply: Callable[..., Tensor]) -> Tensor:
     """The same, most of it on the small Gram matrix: what the iterations multiply x by is a polynomial of it."""
+    a, b, c = COEFFICIENTS
+    x = _scaled(wide, dtype)
     marks = (0, *RENEWED_AFTER, STEPS)
     for first, last in pairwise(marks):
         gram, factors = multiply(x, x.mT), []
         for step in range(first, last):
-            a, b, c = coefficients[step]
             polynomial = multiply(gram, gram, gram, b, c)
             polynomial.diagonal(dim1=-2, dim2=-1).add_(a)
             factors.append(polynomial)
@@ -93,16 +83,15 @@ def _iterate_on_gram(x: Tensor, coefficients: Coefficients, multiply: Callable[.
     return x
 
 
-def orthogonalize(matrices: Tensor, dtype: torch.dtype, way: str = "plain", polynomial: str = "quintic") -> Tensor:
+def orthogonalize(matrices: Tensor, dtype: torch.dtype, way: str = "plain") -> Tensor:
     """The nearest semi-orthogonal matrix of each, roughly: singular values come out between 0.7 and 1.2.
 
     matrices: (n, rows, cols) → the same shape, computed in `dtype` and returned in it. way: `plain`; `halves` makes symmetric
     products by half; `gram` does that too, and iterates on the Gram matrix where one side is twice the other or more.
-    polynomial: one of COEFFICIENTS.
     """
     tall = matrices.size(-2) > matrices.size(-1)
     wide = matrices.mT if tall else matrices
     multiply = plain_product if way == "plain" else symmetric_product
     on_gram = way == "gram" and wide.size(-1) >= 2 * wide.size(-2)
-    x = (_iterate_on_gram if on_gram else _iterate)(_scaled(wide, dtype, polynomial), COEFFICIENTS[polynomial], multiply)
+    x = (_iterate_on_gram if on_gram else _iterate)(wide, dtype, multiply)
     return x.mT if tall else x

@@ -1,7 +1,6 @@
 """The settings of the optimizers."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -14,14 +13,12 @@ class OptimizerSettings:
     """Learning rate of the head (AdamW), at width 768; scaled by (width / 768)^-0.5."""
     matrix_lr: float = 0.02
     """Learning rate of the matrices inside blocks (Muon)."""
+    scale_lr: bool = False
+    """Take the three as those of width 768 and 3,250 steps, and scale them to this run's."""
     weight_decay: float = 0.0
     """Weight decay of embedding and head (AdamW)."""
-    matrix_weight_decay: float = 0.0
-    """Weight decay of the matrices inside blocks, where it and the update pull the same way; it falls to zero over the run."""
     muon_beta2: float = 0.0
-    """How slowly the mean square of a matrix's update is followed, row by row or column by column, to even it out; 0 for not at all."""
-    muon_polynomial: Literal["quintic", "polar"] = "quintic"
-    """What Muon orthogonalises by: one polynomial over and over, or for each step its own."""
+    """How slowly the mean square of a matrix's update is followed, row by row, to even it out; 0 for not at all."""
     muon_hold_norm: bool = False
     """Keep the norm of each matrix inside blocks as it is at the start; matrix_lr is then a share of it."""
     projection_std: float = 0.0
@@ -32,5 +29,12 @@ class OptimizerSettings:
     """Share of the run over which learning rates rise from zero."""
     warmdown_ratio: float = 0.2
     """Share of the run over which learning rates fall at its end."""
+    adamw_warmdown_ratio: float = -1.0
+    """The same for embedding and head alone; -1 for that of the matrices."""
     final_lr_frac: float = 0.0
     """What learning rates fall to, as a share of their peak."""
+
+    @property
+    def adamw_warmdown(self) -> float:
+        """Share of the run over which the rates of embedding and head fall."""
+        return self.warmdown_ratio if self.adamw_warmdown_ratio < 0 else self.adamw_warmdown_ratio

@@ -8,8 +8,9 @@ from nanochat.common.files import atomic_path
 from nanochat.common.markdown import table, with_parts
 from nanochat.plan.answer import Planner, node_of
 from nanochat.plan.loss import forecast, read_fits, read_runs
+from nanochat.plan.rates import HELD_NORM_RATES
 from nanochat.plan.settings import PlanSettings
-from nanochat.plan.sizes import parameters
+from nanochat.plan.sizes import model_dim, parameters
 from nanochat.plan.tables import amount, count
 
 ROOT = Path(__file__).parents[2]
@@ -35,6 +36,18 @@ def budgets() -> str:
     return table(header, rows)
 
 
+def rates() -> str:
+    """The learning rates that base training makes of them with --scale_lr."""
+    rows = []
+    for depth, ratio in ((12, 8), *BUDGETS):
+        settings = PlanSettings(depth=depth, gpus=NODE, precision="bf16", target_param_data_ratio=ratio, data="fineweb-edu")
+        run = Planner(settings, node_of(settings)).answer().run
+        peak = HELD_NORM_RATES.by_width_and_steps(model_dim(depth), run.steps)
+        cells = (depth, ratio, model_dim(depth), f"{run.steps:,}")
+        rows.append((*map(str, cells), f"{peak.matrices:.4f}", f"{peak.embedding:.3f}", f"{peak.head:.4f}"))
+    return table(("depth", "tokens a parameter", "width", "steps", "matrices", "embedding", "head"), rows)
+
+
 def loss_fit() -> str:
     """The fit, and how far the runs are from it."""
     fit = read_fits()["fineweb-edu"]
@@ -48,7 +61,7 @@ def loss_fit() -> str:
     return f"bits per byte = {formula}, the runs around it ± {fit.spread:.2%}\n\n{runs}"
 
 
-PARTS: dict[str, Callable[[], str]] = {"budgets": budgets, "loss-fit": loss_fit}
+PARTS: dict[str, Callable[[], str]] = {"budgets": budgets, "loss-fit": loss_fit, "rates": rates}
 
 
 def made(document: str) -> str:

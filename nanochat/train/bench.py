@@ -22,7 +22,6 @@ from nanochat.data.loader import Batch, Split
 from nanochat.model.config import GPTConfig
 from nanochat.model.init import initial_std
 from nanochat.optim.build import Optimizers
-from nanochat.optim.settings import OptimizerSettings
 from nanochat.parallel.compiling import say_compiling
 from nanochat.parallel.kernels import Kernels, settle
 from nanochat.parallel.precision import newton_schulz_dtype
@@ -40,6 +39,7 @@ from nanochat.plan.sizes import Shape
 from nanochat.plan.step import Job, traffic_time
 from nanochat.train.bench_baseline import eager_step
 from nanochat.train.bench_settings import OFF, BenchTrainSettings
+from nanochat.train.settings import BaseTrainSettings
 from nanochat.train.step import accumulate_gradients
 from nanochat.train.step_plan import job_of, say_plan, split_of, this_gpu
 from nanochat.train.trainer import peak_memory_gib
@@ -121,7 +121,7 @@ class Bench:
             std_of=nonzero_std,
         )
         exchange = LonelyExchange(mesh) if s.simulate else None
-        self.optimizers = Optimizers(self.model, OptimizerSettings(), newton_schulz_dtype(kernels.dtype), exchange, kernels.recipe.muon)
+        self.optimizers = Optimizers(self.model, BaseTrainSettings(), newton_schulz_dtype(kernels.dtype), exchange, kernels.recipe.muon)
         self.split = split_of(self.plan, r)
         self.batches = random_batches(s, self.split, r.device)
 

@@ -267,7 +267,10 @@ def _open(path: Path, shapes: dict[str, torch.Size]) -> tuple[RunState, Metadata
         return None
     saved = {name: m.size for name, m in metadata.state_dict_metadata.items() if isinstance(m, TensorStorageMetadata)}
     for name in sorted(shapes.keys() - saved.keys()):
-        raise UserError(f"{path} has no tensor {name}: it is another model's checkpoint; choose another --model_tag")
+        raise UserError(
+            f"{path} has no tensor {name}: another model or optimizer made it; give the flags that the run began with, or choose "
+            "another --model_tag"
+        )
     for name, shape in sorted(saved.items()):
         if shapes.get(name) != shape:
             raise UserError(f"{path}: {name} of shape {tuple(shape)} is not this model's; choose another --model_tag")

@@ -32,10 +32,10 @@ def bench_checkpoint(settings: CheckpointBenchSettings) -> None:
     from nanochat.model.config import GPTConfig
     from nanochat.model.gpt import GPT
     from nanochat.optim.build import Optimizers
-    from nanochat.optim.settings import OptimizerSettings
     from nanochat.parallel.ranks import ranks
     from nanochat.parallel.sharding import shard
     from nanochat.train.checkpoint import Checkpoints, RunState, named_tensors
+    from nanochat.train.settings import BaseTrainSettings
 
     sizes.check_depth(settings.depth)
     with ranks() as r, tempfile.TemporaryDirectory(dir=base_dir()) as name:
@@ -44,7 +44,7 @@ def bench_checkpoint(settings: CheckpointBenchSettings) -> None:
         shard(model, r.mesh(), torch.float32, True)
         for parameter in model.parameters():
             torch.nn.init.normal_(parameter)
-        optimizers = Optimizers(model, OptimizerSettings(), torch.float32)
+        optimizers = Optimizers(model, BaseTrainSettings(), torch.float32)
         tensors = named_tensors(model, optimizers)
         gib = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) / 2**30
         checkpoints, waits, stands = Checkpoints(Path(name), r), list[float](), list[float]()

@@ -97,21 +97,19 @@ class TrainSettings(OptimizerSettings):
             raise UserError(f"--hang_timeout={self.hang_timeout}: must be more than 0, or -1 for never")
         if self.keep_every != OFF and (self.keep_every < 1 or self.save_every < 1 or self.keep_every % self.save_every):
             raise UserError(f"--keep_every={self.keep_every}: must be a multiple of --save_every={self.save_every}, or -1 for none")
-        for name in ("embedding_lr", "unembedding_lr", "matrix_lr", "weight_decay", "grad_clip"):
+        for name in ("embedding_lr", "unembedding_lr", "matrix_lr", "weight_decay", "projection_std", "grad_clip"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise UserError(f"--{name}={getattr(self, name)}: must be 0 or more")
-        for name in ("matrix_weight_decay", "projection_std"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise UserError(f"--{name}={getattr(self, name)}: must be 0 or more")
-        if self.muon_hold_norm and self.matrix_weight_decay:
-            raise UserError("--muon_hold_norm undoes what --matrix_weight_decay does: give one of them")
-        for name in ("warmup_ratio", "warmdown_ratio", "final_lr_frac", "init_lr_frac"):
-            if not 0 <= getattr(self, name) <= 1:
+        for name in ("warmup_ratio", "warmdown_ratio", "adamw_warmdown_ratio", "final_lr_frac", "init_lr_frac"):
+            if not 0 <= getattr(self, name) <= 1 and not (name == "adamw_warmdown_ratio" and getattr(self, name) == OFF):
                 raise UserError(f"--{name}={getattr(self, name)}: a share of the whole, from 0 to 1")
-        if self.warmup_ratio + self.warmdown_ratio > 1:
-            raise UserError(
-                f"--warmup_ratio={self.warmup_ratio} and --warmdown_ratio={self.warmdown_ratio} are more than the whole run together"
-            )
+        for name in ("warmdown_ratio", "adamw_warmdown_ratio"):
+            if self.warmup_ratio + getattr(self, name) > 1:
+                raise UserError(
+                    f"--warmup_ratio={self.warmup_ratio} and --{name}={getattr(self, name)} are more than the whole run together"
+                )
+        if not 0 <= self.muon_beta2 < 1:
+            raise UserError(f"--muon_beta2={self.muon_beta2}: from 0 to less than 1")
         if "/" in self.model_tag or self.model_tag.startswith(".") or len(self.model_tag.encode()) > 200:
             raise UserError(f"--model_tag={self.model_tag}: a name of at most 200 bytes without '/' that does not begin with '.'")
 

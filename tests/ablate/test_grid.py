@@ -53,7 +53,6 @@ def test_our_own_can_be_read(path: Path) -> None:
         ("matrix_lr = 1", 'matrix_lr = "high"', "hotter: matrix_lr = 'high' is not a float"),
         ("matrix_lr = 1", "matrix_lr = -1", "hotter: --matrix_lr=-1: must be 0 or more"),
         ("matrix_lr = 1", "muon_hold_norm = true", "hotter: --muon_hold_norm keeps what is zero at zero"),
-        ("matrix_lr = 1", "muon_hold_norm = true\nmatrix_weight_decay = 0.1", "hotter: --muon_hold_norm undoes"),
         ("matrix_lr = 1", "seed = 1", "seed is not a change's to set"),
         ("matrix_lr = 1", "", "changes nothing"),
         ("changes.hotter", "changes.longer-warmdown", "two runs have the same name"),

@@ -29,8 +29,8 @@ from tests.optim.reference import MuonReference, Reference, gradient, relative_e
 MESHES = [(1,), (2,), (3,), (4,), (2, 2)]
 DEPTHS = [1, 2, 3]
 STEPS = 3
-SETTINGS = OptimizerSettings(weight_decay=0.1, warmdown_ratio=0.4, muon_polynomial="polar", muon_beta2=0.9, matrix_weight_decay=0.003)
-HELD = replace(SETTINGS, muon_hold_norm=True, matrix_weight_decay=0.0)
+SETTINGS = OptimizerSettings(weight_decay=0.1, warmdown_ratio=0.4, muon_beta2=0.9)
+HELD = replace(SETTINGS, muon_hold_norm=True)
 SHAPES = [(2, 16)] * 3 + [(7, 5)] * 7 + [(16, 2)] * 5 + [(5, 16)] * 2 + [(1, 8)] * 3  # fewer rows than ranks, rows that do not divide
 BATCH_ELEMENTS = 64  # a rank's batch: one matrix (5, 16), two (2, 16): so there are several rounds of a shape
 

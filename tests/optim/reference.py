@@ -26,45 +26,33 @@ def gradient(name: str, like: Tensor, step: int) -> Tensor:
     return torch.randn(like.shape, generator=torch.Generator().manual_seed(zlib.crc32(f"{name} {step}".encode())))
 
 
-POLYNOMIALS = {
-    "quintic": [(3.4445, -4.7750, 2.0315)] * 5,
-    "polar": [  # to the digits that matter
-        (8.15655452, -22.48329293, 15.87876992),
-        (4.04292994, -2.80891747, 0.50001785),
-        (3.89166780, -2.77248415, 0.50606482),
-        (3.28575366, -2.36812949, 0.46449024),
-        (2.34654133, -1.70978283, 0.42323551),
-    ],
-}
-
-
-def newton_schulz_float64(x: Tensor, polynomial: str) -> Tensor:
+def newton_schulz_float64(x: Tensor) -> Tensor:
     """One matrix, five steps."""
     x = x.double()
     transposed = x.shape[0] > x.shape[1]
     x = x.T if transposed else x
-    x = x / x.norm() / (1.02 if polynomial == "polar" else 1)
-    for a, b, c in POLYNOMIALS[polynomial]:
+    x = x / x.norm()
+    for _ in range(5):
         gram = x @ x.T
-        x = a * x + b * gram @ x + c * gram @ gram @ x
+        x = 3.4445 * x - 4.7750 * gram @ x + 2.0315 * gram @ gram @ x
     return x.T if transposed else x
 
 
 class MuonReference:
     """Muon of one matrix."""
 
-    def __init__(self, weight: Tensor, polynomial: str = "quintic", beta2: float = 0.0, hold_norm: bool = False):
+    def __init__(self, weight: Tensor, beta2: float = 0.0, hold_norm: bool = False):
         self.weight = weight.detach().double().clone()
         self.norm = self.weight.norm() if hold_norm else None
         self.first = torch.zeros_like(self.weight)
-        self.polynomial, self.beta2, self.squares = polynomial, beta2, []  # type: ignore[var-annotated]
+        self.beta2, self.squares = beta2, []  # type: ignore[var-annotated]
 
-    def step(self, gradient: Tensor, lr: float, momentum: float, decay: float = 0.0) -> None:
+    def step(self, gradient: Tensor, lr: float, momentum: float) -> None:
         """One update."""
         g = gradient.double()
         self.first = momentum * self.first + (1 - momentum) * g
         rows, cols = g.shape
-        update = newton_schulz_float64((1 - momentum) * g + momentum * self.first, self.polynomial)
+        update = newton_schulz_float64((1 - momentum) * g + momentum * self.first)
         if self.beta2:
             self.squares.append(update.square().mean(dim=1, keepdim=True))
             shares = [(1 - self.beta2) * self.beta2**age for age in range(len(self.squares))]
@@ -74,8 +62,7 @@ class MuonReference:
             moved = self.weight - lr * self.norm * update / min(rows, cols) ** 0.5
             self.weight = moved / moved.norm() * self.norm
             return
-        agreeing = torch.where(self.weight.sign() * update.sign() > 0, self.weight, 0)
-        self.weight -= lr * (max(1, rows / cols) ** 0.5 * update + decay * agreeing)
+        self.weight -= lr * max(1, rows / cols) ** 0.5 * update
 
 
 class AdamWReference:
@@ -102,21 +89,22 @@ class Reference:
         self.start = {name: p.detach().double().clone() for name, p in model.named_parameters()}
         s = settings
         self.rules = {
-            name: MuonReference(p, s.muon_polynomial, s.muon_beta2, s.muon_hold_norm) if "layers" in name else AdamWReference(p)
+            name: MuonReference(p, s.muon_beta2, s.muon_hold_norm) if "layers" in name else AdamWReference(p)
             for name, p in self.start.items()
         }
 
     def step(self, step: int, num_iterations: int) -> float:
-        """One update of everything; returns the scale of the learning rates."""
+        """One update of everything; returns the scale of the matrices' learning rate."""
         s = self.settings
-        scale = min(1.0, (num_iterations - step) / round(s.warmdown_ratio * num_iterations))
+        scale, aside = (min(1.0, (num_iterations - step) / round(ratio * num_iterations)) for ratio in (s.warmdown_ratio, s.adamw_warmdown))
+        for_steps, for_width = ((num_iterations / 3250) ** -0.28, (self.width / 768) ** -0.37) if s.scale_lr else (1.0, 1.0)
         for name, rule in self.rules.items():
             g = gradient(name, rule.weight, step)
             if isinstance(rule, MuonReference):
-                rule.step(g, s.matrix_lr * scale, 0.85 + 0.1 * step / 300, s.matrix_weight_decay * (num_iterations - step) / num_iterations)
+                rule.step(g, s.matrix_lr * for_steps * for_width * scale, 0.85 + 0.1 * step / 300)
             else:
                 lr = s.embedding_lr if "embed" in name else s.unembedding_lr
-                rule.step(g, lr * (self.width / 768) ** -0.5 * scale, s.weight_decay)
+                rule.step(g, lr * for_steps * (self.width / 768) ** -0.5 * aside, s.weight_decay)
         return scale
 
     def errors(self, weights: dict[str, Tensor]) -> dict[str, float]:

@@ -158,7 +158,9 @@ def peak_of_a_step(
                 fp8=fp8,
                 std_of=lambda _name, _p: 0.0,
             )
-            optimizers = Optimizers(model, OptimizerSettings(), torch.bfloat16, LonelyExchange(mesh), kernels.muon)
+            optimizers = Optimizers(
+                model, OptimizerSettings(muon_beta2=0.95, muon_hold_norm=True), torch.bfloat16, LonelyExchange(mesh), kernels.muon
+            )
             # The optimizers' state, and how DTensors find out, once and on fake tensors, what becomes of each of their ops.
             for parameter in model.parameters():
                 parameter.grad = torch.zeros_like(parameter)
