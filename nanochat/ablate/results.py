@@ -10,8 +10,8 @@ from typing import Any
 
 from nanochat.ablate.grid import BASELINE
 
-# Student's t that a mean exceeds by chance once in twenty, one-sided, by degrees of freedom from 1.
-T_95 = (6.314, 2.920, 2.353, 2.132, 2.015, 1.943, 1.895, 1.860, 1.833, 1.812, 1.796, 1.782, 1.771, 1.761, 1.753)
+CHANCE = 0.05
+"""How often a mean of differences of nothing may pass for one of something."""
 KEPT_AT = 2
 """Depths at which a change has to win."""
 
@@ -100,7 +100,9 @@ class Comparison:
         count = len(self.differences)
         if count < 2:
             return math.inf
-        return T_95[min(count - 1, len(T_95)) - 1] * statistics.stdev(self.differences) / math.sqrt(count)
+        from scipy.special import stdtrit  # Student's t
+
+        return float(stdtrit(count - 1, 1 - CHANCE)) * statistics.stdev(self.differences) / math.sqrt(count)
 
     @property
     def wins(self) -> bool:

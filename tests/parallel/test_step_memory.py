@@ -183,14 +183,14 @@ CONFIGURATIONS = [
     (20, 64, "mlp", True, 4, 2, False),
     (20, 64, "block", True, 8, 1, False),
     (38, 12, "elementwise", False, 8, 2, False),
-    (52, 4, "none", True, 8, 1, False),
-    (52, 8, "block", False, 8, 2, False),
+    pytest.param(52, 4, "none", True, 8, 1, False, marks=pytest.mark.slow),
+    pytest.param(52, 8, "block", False, 8, 2, False, marks=pytest.mark.slow),
     (20, 1, "block", True, 2, 1, False),
     (20, 64, "none", True, 8, 1, True),
     (20, 64, "elementwise", True, 4, 2, True),
     (20, 64, "mlp", True, 4, 2, True),
     (38, 8, "none", False, 8, 2, True),
-    (52, 6, "none", True, 8, 2, True),
+    pytest.param(52, 6, "none", True, 8, 2, True, marks=pytest.mark.slow),
     (20, 64, "block", True, 8, 1, True),
 ]
 
