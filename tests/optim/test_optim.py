@@ -47,6 +47,20 @@ def test_updates_are_those_of_the_formulas(more: dict[str, Any]) -> None:
     assert max(reference.errors(dict(model.named_parameters())).values()) < (5e-5 if settings.muon_hold_norm else 1e-5)
 
 
+def test_the_norms_held_are_those_that_were_kept_and_not_those_at_hand() -> None:
+    model = small_model(1)
+    optimizers = Optimizers(model, OptimizerSettings(muon_hold_norm=True), torch.float32)
+    optimizers.init_state()
+    kept, new = list(model.model.layers.parameters())[:2]
+    began_with = new.norm().item()
+    optimizers.muon.state[kept]["norm"].fill_(3.0)  # as a checkpoint has it
+    for step in range(2):
+        for name, parameter in model.named_parameters():
+            parameter.grad = gradient(name, parameter, step)
+        optimizers.step(step, 5)
+    assert (kept.norm().item(), new.norm().item()) == pytest.approx((3.0, began_with))
+
+
 def test_learning_rates_rise_hold_and_fall() -> None:
     scales = [lr_scale(step, 10, 0.2, 0.5, 0.1) for step in range(10)]
     assert scales == pytest.approx([0.5, 1, 1, 1, 1, 1, 0.82, 0.64, 0.46, 0.28])
