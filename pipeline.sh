@@ -1,4 +1,10 @@
-# Sourced by run3b.sh and run7b.sh, which set the sizes: the stages in order. What is done is skipped, what was cut off goes on.
+# Sourced by run3b.sh and run7b.sh, which set the sizes: the stages of a run in their order. What is done is skipped, what was cut
+# off goes on. What may be set in the environment (the README has the whole table):
+#   DATA                      text: climbmix, fineweb-edu, or path:DIR for files of your own
+#   PRECISION                 bf16, or fp8 on GPUs that have it
+#   TARGET_PARAM_DATA_RATIO   tokens for each parameter, 8: how long base training is
+#   CONVERSATIONS, PERSONA    your own conversations (JSON lines) for fine-tuning; who the model says that it is (TOML)
+#   WANDB_RUN, CHECKPOINT_MIRROR, NPROC_PER_NODE, NNODES, NODE_RANK, MASTER_ADDR, NUM_SHARDS, NANOCHAT_BASE_DIR, …
 
 REHEARSE=false
 PLAN=false
@@ -24,23 +30,37 @@ done
 
 [ -n "${NANOCHAT_BASE_DIR:-${HOME:-}}" ] || { echo "error: there is no HOME: set NANOCHAT_BASE_DIR to the directory where everything is to be kept" >&2; exit 2; }
 
-DATA=climbmix
+DATA=${DATA:-climbmix}
+SIZE=(--depth="$DEPTH" --device_batch_size="$DEVICE_BATCH_SIZE" ${PRECISION:+--precision="$PRECISION"})
+LENGTH=(${TARGET_PARAM_DATA_RATIO:+--target_param_data_ratio="$TARGET_PARAM_DATA_RATIO"})
+for name in CONVERSATIONS PERSONA; do
+  [ -z "${!name:-}" ] || [ -f "${!name}" ] || { echo "error: $name=${!name}: there is no such file" >&2; exit 2; }
+done
+
+# First of all the packages, in .venv; then, where that was asked for, the plan, and nothing else.
 source ./setup.sh
 if [ "$PLAN" = true ]; then
   setup base >&2
-  exec python -m scripts.plan --depth="$DEPTH" --device_batch_size="$DEVICE_BATCH_SIZE" --total_batch_size="$TOTAL_BATCH_SIZE" \
-    --nodes="${NNODES:-1}" ${NPROC_PER_NODE:+--nproc_per_node="$NPROC_PER_NODE"} --data="$DATA" ${PLAN_FLAGS[@]+"${PLAN_FLAGS[@]}"}
+  exec python -m scripts.plan "${SIZE[@]}" --total_batch_size="$TOTAL_BATCH_SIZE" ${LENGTH[@]+"${LENGTH[@]}"} --nodes="${NNODES:-1}" \
+    ${NPROC_PER_NODE:+--nproc_per_node="$NPROC_PER_NODE"} --data="$DATA" ${PLAN_FLAGS[@]+"${PLAN_FLAGS[@]}"}
 fi
 setup base
 SECONDS=0
 
+# What each stage is asked for. The rehearsal asks the same of a model of 4 layers and 5 million parameters.
 VOCAB_SIZE=65536
 TOKENIZER_SHARDS=8 # 2 billion characters, all that the tokenizer is trained on
-TRAIN_FLAGS=(--depth="$DEPTH" --device_batch_size="$DEVICE_BATCH_SIZE" --total_batch_size="$TOTAL_BATCH_SIZE")
-TUNE_FLAGS=(--depth="$DEPTH" --device_batch_size="$DEVICE_BATCH_SIZE" --total_batch_size=$((TOTAL_BATCH_SIZE / ${NNODES:-1}))) # a node's
+case $DATA in
+  climbmix | fineweb-edu) ;;
+  *) TOKENIZER_SHARDS=-1 NUM_SHARDS=-1 ;; # all of a text of your own
+esac
+TRAIN_FLAGS=("${SIZE[@]}" --total_batch_size="$TOTAL_BATCH_SIZE" ${LENGTH[@]+"${LENGTH[@]}"})
+TUNE_FLAGS=("${SIZE[@]}" --total_batch_size=$((TOTAL_BATCH_SIZE / ${NNODES:-1}))) # a node's
 PREFLIGHT_FLAGS=("${TRAIN_FLAGS[@]}")
 LOSS_FLAGS=(--device_batch_size="$DEVICE_BATCH_SIZE")
-CORE_FLAGS=() MID_FLAGS=() SFT_FLAGS=() RL_FLAGS=() CHAT_FLAGS=()
+CORE_FLAGS=() CHAT_FLAGS=() RL_FLAGS=()
+MID_FLAGS=(${PERSONA:+--persona="$PERSONA"})
+SFT_FLAGS=(${PERSONA:+--persona="$PERSONA"} ${CONVERSATIONS:+--conversations="$CONVERSATIONS"})
 MADE_HERE=SpellingBee,Arithmetic,WordProblems,Instructions,Identity
 if [ "$REHEARSE" = true ]; then
   DEPTH=4 DATA=python VOCAB_SIZE=4096 TOKENIZER_SHARDS=3 NUM_SHARDS=3
@@ -83,7 +103,7 @@ LAUNCH+=(--nproc_per_node="$NPROC_PER_NODE")
 
 source ./stages.sh
 
-# Before anything is fetched. What is red stops the run; a rehearsal, which costs nothing, only hears of it.
+# Is the machine in order? Before anything is fetched: what is red stops the run; a rehearsal, which costs nothing, only hears of it.
 if [ -z "${SKIP_PREFLIGHT:-}" ] && [ ! -d "$RUN/rl/model" ]; then
   PREFLIGHT=(python -m scripts.preflight)
   [ "${NNODES:-1}" = 1 ] || PREFLIGHT=("${LAUNCH[@]}" -m scripts.preflight --)
@@ -114,6 +134,7 @@ is_there() {
   [ -n "$weights" ] && grep -qs "\"weights\": \"$weights\"" "$RUN/$1"
 }
 
+# Text first: a few shards are enough to begin with, the rest arrives while the GPUs are tuned and the tokenizer is trained.
 stage "text, enough for the tokenizer" python -m scripts.dataset --data "$DATA" --num_shards "$TOKENIZER_SHARDS"
 if [ "$NUM_SHARDS" -gt "$TOKENIZER_SHARDS" ]; then
   stage "the rest of the text, in the background" true
@@ -126,11 +147,15 @@ if [ ! -d "$RUN/base/model" ]; then
     echo "warning: this machine could not be tuned; the run goes on with defaults, perhaps more slowly" >&2
   }
 fi
+# Text becomes numbers: byte pairs are learned once, then every shard of text becomes a shard of tokens.
 stage "tokenizer" python -m scripts.tok_train --data "$DATA" --vocab_size "$VOCAB_SIZE"
 stage "tokenizer, evaluated" python -m scripts.tok_eval --data "$DATA" --tokenizer "$TOKENIZER"
 [ -z "$DOWNLOAD" ] || await "$DOWNLOAD"
 DOWNLOAD=
 stage "token shards" python -m scripts.tok_encode --data "$DATA" --tokenizer "$TOKENIZER"
+
+# Nearly all of the hours and dollars: the model reads, and learns to guess the next token. Then, what it knows: bits per byte on text
+# that it has not seen, CORE's questions, and what it makes of a question when nobody has taught it to answer.
 TRAINING=true
 training base "base training" scripts.base_train --data="$DATA" --tokenizer="$TOKENIZER" "${TRAIN_FLAGS[@]}"
 is_there base/base_loss.json || evaluation "bits per byte" "${LAUNCH[@]}" -m scripts.base_loss -- \
@@ -138,16 +163,24 @@ is_there base/base_loss.json || evaluation "bits per byte" "${LAUNCH[@]}" -m scr
 is_there base/core.json || evaluation "CORE" "${LAUNCH[@]}" -m scripts.base_eval -- --model_tag="$TAG" ${CORE_FLAGS[@]+"${CORE_FLAGS[@]}"}
 is_there base/chat_eval.json || evaluation "the base model, asked" "${LAUNCH[@]}" -m scripts.chat_eval -- \
   -i base --model_tag="$TAG" -a "$MADE_HERE" -x 192
+
+# It learns what a conversation looks like, what a tool call is, and who it is.
 training mid "midtraining" scripts.mid_train --model_tag="$TAG" ${MID_FLAGS[@]+"${MID_FLAGS[@]}"}
 is_there mid/chat_eval.json || evaluation "midtraining, evaluated" "${LAUNCH[@]}" -m scripts.chat_eval -- \
   -i mid --model_tag="$TAG" ${CHAT_FLAGS[@]+"${CHAT_FLAGS[@]}"}
+
+# It learns to answer well, from fewer and better conversations, and from your own.
 training sft "supervised fine-tuning" scripts.chat_sft --model_tag="$TAG" ${SFT_FLAGS[@]+"${SFT_FLAGS[@]}"}
 is_there sft/chat_eval.json || evaluation "fine-tuning, evaluated" "${LAUNCH[@]}" -m scripts.chat_eval -- \
   -i sft --model_tag="$TAG" ${CHAT_FLAGS[@]+"${CHAT_FLAGS[@]}"}
+
+# It answers, is told which answers were right, and makes those likelier.
 training rl "reinforcement learning" scripts.chat_rl --model_tag="$TAG" ${RL_FLAGS[@]+"${RL_FLAGS[@]}"}
 is_there rl/chat_eval.json || evaluation "reinforcement learning, evaluated" "${LAUNCH[@]}" -m scripts.chat_eval -- \
   -i rl --model_tag="$TAG" ${CHAT_FLAGS[@]+"${CHAT_FLAGS[@]}"}
 TRAINING=false
+
+# What it took, what came of it, and what was predicted.
 stage "report" python -m scripts.report --model_tag="$TAG"
 if [ -n "${CHECKPOINT_MIRROR:-}" ] && [ "${NODE_RANK:-0}" = 0 ]; then
   stage "the last models and figures, to the mirror" python -m scripts.mirror --model_tag="$TAG" ||

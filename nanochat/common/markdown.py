@@ -13,9 +13,9 @@ def cell(value: object) -> str:
     return re.sub(r"([\\`*_\[\]|~#])", r"\\\1", text)
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A table whose first column is words and whose others are numbers."""
-    lines = ["| " + " | ".join(map(cell, header)) + " |", "|---" + "|---:" * (len(header) - 1) + "|"]
+def table(header: Sequence[str], rows: Sequence[Sequence[object]], words: int = 1) -> str:
+    """A table whose first columns, so many, are words and whose others are numbers."""
+    lines = ["| " + " | ".join(map(cell, header)) + " |", "|" + "---|" * words + "---:|" * (len(header) - words)]
     return "\n".join([*lines, *("| " + " | ".join(map(cell, row)) + " |" for row in rows)])
 
 

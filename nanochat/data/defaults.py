@@ -47,6 +47,9 @@ def resolve_tokenizer(tokenizer: str | None) -> str:
     Raises UserError when there is none, or several and no choice.
     """
     there = _there(base_dir() / "tokenizer", "ranks.tiktoken")
+    if tokenizer and tokenizer.startswith("path:"):  # the text as --data names it, and the entries
+        data, _, vocab_size = tokenizer.rpartition("-")
+        tokenizer = f"{source_of(data).name}-{vocab_size}"
     if tokenizer is None:
         return _choose(
             "--tokenizer",

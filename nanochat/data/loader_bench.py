@@ -25,7 +25,7 @@ class LoaderBenchSettings:
 
 
 def bench_loader(settings: LoaderBenchSettings) -> None:
-    """Print tokens a second, from a random order over a memory-mapped shard, on one core."""
+    """Print tokens a second, from a random order over a memory-mapped shard, on one core. Raises UserError for sizes that cannot be."""
     s = settings
     if min(s.max_seq_len, s.device_batch_size, s.seconds) <= 0 or s.shard_tokens < s.max_seq_len + 1:
         raise UserError("--max_seq_len, --device_batch_size and --seconds must be positive, --shard_tokens more than --max_seq_len")

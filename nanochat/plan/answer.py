@@ -36,7 +36,10 @@ class Node:
 
 
 def node_of(settings: PlanSettings) -> Node:
-    """The node that --gpus names, or this machine's, or where it has no GPU an example's."""
+    """The node that --gpus names, or this machine's, or where it has no GPU an example's.
+
+    Raises UserError for a kind that is not known, and for more GPUs than there are.
+    """
     count, gpu, here = _named_or_here(settings.gpus)
     if settings.nproc_per_node != OFF:
         if settings.nproc_per_node > count and (here or settings.gpus):

@@ -122,10 +122,15 @@ def _usd(answer: Answer, overridden: bool) -> str:
 
 def _disk_table(answer: Answer) -> Table:
     disk = answer.disk
+    fetched = [("text", f"{answer.data}, which is not on the hub: nothing to fetch; how often it is seen follows from its length")]
+    if disk.epochs is not None:
+        fetched = [
+            ("text shards to fetch", f"{disk.text_shards:,} of {answer.data}, and one for validation"),
+            ("epochs over the source", f"{disk.epochs:.2f}"),
+            ("text and token shards", f"{amount(disk.data_gb)} GB"),
+        ]
     rows = [
-        ("text shards to fetch", f"{disk.text_shards:,} of {answer.data}, and one for validation"),
-        ("epochs over the source", f"{disk.epochs:.2f}"),
-        ("text and token shards", f"{amount(disk.data_gb)} GB"),
+        *fetched,
         ("checkpoints and model", f"{amount(disk.checkpoint_gb)} GB"),
         ("the same of the stages after it", f"{amount(len(LATER_STAGES) * disk.later_stage_gb)} GB"),
     ]

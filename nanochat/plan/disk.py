@@ -30,9 +30,9 @@ class Disk:
     """What a run reads and writes."""
 
     text_shards: int
-    """Train shards of text to fetch; the validation shard comes on top."""
-    epochs: float
-    """How often training goes through all the text that the source has; below 1 it never repeats."""
+    """Train shards of text to fetch; the validation shard comes on top. None of a text that is not on the hub."""
+    epochs: float | None
+    """How often training goes through all the text that the source has; below 1 it never repeats. None where its length is not known."""
     text_gb: float
     """Text, validation with it."""
     tokens_gb: float
@@ -51,18 +51,22 @@ class Disk:
 
 
 def disk_of(shape: Shape, tokens: int, data: str, kept: int = 0) -> Disk:
-    """What training on so many tokens of a source on the hub needs, where `kept` checkpoints are kept for good besides the last two."""
-    most = TRAIN_SHARDS[data]
-    shards = min(most, math.ceil(SPARE * tokens / SHARD_TOKENS))
+    """What training on so many tokens of a source needs, where `kept` checkpoints are kept for good besides the last two.
+
+    A text that is not on the hub is on this machine already, and as small as it is.
+    """
+    most = TRAIN_SHARDS.get(data)
+    shards = min(most, math.ceil(SPARE * tokens / SHARD_TOKENS)) if most else 0
+    files = shards + 1 if most else 0  # validation's
     matrices, tables = shape.depth * shape.block_parameters, 2 * shape.embedding_parameters
     # Muon keeps one number of state for each parameter, AdamW two.
     checkpoint_gb = MASTER_BYTES * (shape.parameters + matrices + 2 * tables) / 1e9
     model_gb = MODEL_BYTES * shape.parameters / 1e9
     return Disk(
         text_shards=shards,
-        epochs=tokens / (most * SHARD_TOKENS),
-        text_gb=(shards + 1) * SHARD_BYTES / 1e9,
-        tokens_gb=(shards + 1) * SHARD_TOKENS * TOKEN_BYTES / 1e9,
+        epochs=tokens / (most * SHARD_TOKENS) if most else None,
+        text_gb=files * SHARD_BYTES / 1e9,
+        tokens_gb=files * SHARD_TOKENS * TOKEN_BYTES / 1e9,
         one_checkpoint_gb=checkpoint_gb,
         checkpoint_gb=(CHECKPOINTS + kept) * checkpoint_gb + model_gb,
         later_stage_gb=(CHECKPOINTS - 1) * checkpoint_gb + model_gb,

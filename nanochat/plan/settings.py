@@ -5,6 +5,7 @@ from typing import Literal
 
 from nanochat.common.errors import UserError
 from nanochat.plan import sizes
+from nanochat.plan.disk import TRAIN_SHARDS
 
 OFF = -1
 DEFAULT_DEPTH = 38
@@ -55,8 +56,8 @@ class PlanSettings:
     """Price of one GPU of --gpus for an hour; -1 takes the table's, which is a default."""
     keep_every: int = OFF
     """Steps between checkpoints that are kept for good, as base_train takes it; -1 for none."""
-    data: Literal["climbmix", "fineweb-edu"] = "climbmix"
-    """Text to train on."""
+    data: str = "climbmix"
+    """Text to train on: climbmix or fineweb-edu, from the hub; or what is here already, python or path:DIR, which takes no room."""
     compare: bool = False
     """Lay all kinds of GPU side by side, as many of each as --gpus has."""
     json: bool = False
@@ -88,6 +89,8 @@ class PlanSettings:
         for name in ("hours", "usd", "usd_per_gpu_hour"):
             if getattr(self, name) != OFF and not 0 < getattr(self, name) < float("inf"):
                 raise UserError(f"--{name}={getattr(self, name)}: must be more than 0, or left out")
+        if self.data not in (*TRAIN_SHARDS, "python") and not self.data.startswith(("path:", "path-")):
+            raise UserError(f"--data={self.data}: no such text; there are {', '.join(TRAIN_SHARDS)}, python and path:DIR")
         if not 0 < self.target_param_data_ratio < float("inf"):
             raise UserError(f"--target_param_data_ratio={self.target_param_data_ratio}: must be more than 0")
         if self.num_iterations != OFF and self.has_budget:

@@ -9,7 +9,7 @@ from nanochat.common.errors import UserError
 from nanochat.plan.answer import EXAMPLE_NODE, Answer, Node, Planner
 from nanochat.plan.disk import TRAIN_SHARDS
 from nanochat.plan.hardware import parse_gpus
-from nanochat.plan.settings import DEFAULT_DEPTH, OFF, PlanSettings
+from nanochat.plan.settings import DEFAULT_DEPTH, DEFAULT_RATIO, OFF, PlanSettings
 from nanochat.plan.this_machine import this_machine
 
 LEAST_S = 5
@@ -36,7 +36,9 @@ class PreflightSettings:
     precision: Literal["bf16", "fp8", "fp32"] = "bf16"
     """Number format of the computation."""
     num_iterations: int = OFF
-    """Steps of base training; -1 for eight tokens a parameter."""
+    """Steps of base training; -1 to follow from target_param_data_ratio."""
+    target_param_data_ratio: float = DEFAULT_RATIO
+    """Tokens per parameter, which fixes the steps of base training."""
     save_every: int = 500
     """Steps between checkpoints; -1 for only the last."""
     keep_every: int = OFF
@@ -100,8 +102,9 @@ class PreflightSettings:
             total_batch_size=self.total_batch_size,
             precision=self.precision,
             num_iterations=self.num_iterations,
+            target_param_data_ratio=self.target_param_data_ratio,
             keep_every=self.keep_every,
             nproc_per_node=self.nproc_per_node,
             nodes=int(os.environ.get("GROUP_WORLD_SIZE", self.nodes)),
-            data="fineweb-edu" if self.data == "fineweb-edu" else "climbmix",  # other text is smaller
+            data=self.data,
         )

@@ -13,6 +13,8 @@ from nanochat.common.paths import run_dir
 from nanochat.common.secrets import without_secrets
 from nanochat.train.checkpoint_directory import COPIED_FILE
 
+LENGTH_FLAGS = ("num_iterations", "num_epochs", "target_flops", "target_param_data_ratio", "target_hours", "target_usd")
+"""What says how long a stage trains."""
 STAGES = ("base", "mid", "sft", "rl", "dpo")
 """In the order in which a run comes to them."""
 
@@ -93,6 +95,15 @@ class StageDirectory:
                 raise UserError(f"{self.path} belongs to a run {differing}: {self.to_begin_anew}")
         if not self.model.exists():
             write_json(path, {"identity": identity, "settings": settings})
+
+    def other_length(self, settings: dict[str, Any]) -> str:
+        """The flag by which a finished stage was asked to be longer or shorter than now, as a sentence; empty where none is."""
+        path = self.path / "config.json"
+        kept = read_json(path)["settings"] if path.is_file() else {}
+        for name in LENGTH_FLAGS:
+            if name in kept and name in settings and kept[name] != settings[name]:
+                return f"{self.path} was finished with --{name}={kept[name]}, and --{name}={settings[name]} is asked for now"
+        return ""
 
     def frozen(self, name: str, value: dict[str, Any]) -> dict[str, Any]:
         """The value kept under that name since the run began; now, when it begins."""

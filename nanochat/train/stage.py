@@ -112,7 +112,8 @@ def in_stage_of(r: Ranks, tag: str, name: str, work: Callable[[StageDirectory, R
 def already_done(stage: StageDirectory, identity: dict[str, Any], settings: TrainSettings, r: Ranks) -> bool:
     """Keep what this run is; whether its model stands already, which is said.
 
-    Raises UserError when the directory belongs to a run of another identity, and where a step does not split over the ranks.
+    Raises UserError when the directory belongs to a run of another identity or, finished, of another length, and where a step does
+    not split over the ranks.
     """
     same_gpus(r.gather(torch.cuda.get_device_name(r.device) if r.device.type == "cuda" else "CPU"))
     if settings.mirror:
@@ -120,8 +121,15 @@ def already_done(stage: StageDirectory, identity: dict[str, Any], settings: Trai
     r.from_first(lambda: stage.settle(identity, asdict(settings)))
     done = r.from_first(lambda: _stands(stage))
     if done:
+        r.from_first(lambda: _as_long(stage, asdict(settings)))
         say(f"already done: {stage.model} stands; to train it anew {stage.to_begin_anew}")
     return done
+
+
+def _as_long(stage: StageDirectory, settings: dict[str, Any]) -> None:
+    """Raises UserError where a finished stage was asked to be of another length: a short trial is not the run."""
+    if other := stage.other_length(settings):
+        raise UserError(f"{other}: to train it anew {stage.to_begin_anew}")
 
 
 def _stands(stage: StageDirectory) -> bool:
