@@ -24,6 +24,7 @@ Entry = tuple[str, str]
 
 LEFT = 27  # columns of the flags; a longer one has a line of its own
 LEAST_WIDTH = 40
+WITH_COMMAS = 10_000  # and more
 KEPT_BLANK = "\xa0"  # no line ends there
 NOTE = "A flag may be written with - for _, and as --flag=VALUE or --flag VALUE."
 
@@ -66,7 +67,9 @@ def groups_of(settings_class: type) -> dict[str, str]:
 def page(usage: str, about: str, sections: Mapping[str, Sequence[Entry]], examples: str, note: str = "") -> str:
     """A page of help, as wide as the terminal."""
     width = max(LEAST_WIDTH, shutil.get_terminal_size().columns - 1)
-    paragraphs = [textwrap.fill(" ".join(each.split()), width, break_long_words=False) for each in about.split("\n\n")]
+    paragraphs = [
+        textwrap.fill(" ".join(each.split()), width, break_long_words=False, break_on_hyphens=False) for each in about.split("\n\n")
+    ]
     parts = [f"usage: {usage}", *paragraphs]
     for title, entries in sections.items():
         if entries:
@@ -125,7 +128,7 @@ def shown(default: Any) -> str:
     if isinstance(default, bool):
         return "on" if default else "off"
     if isinstance(default, int):
-        return f"{default:,}"
+        return f"{default:,}" if abs(default) >= WITH_COMMAS else str(default)
     if isinstance(default, float):
         return f"{default:g}"
     return str(default) if default else "none"

@@ -26,7 +26,7 @@ class BenchTrainSettings:
     depth: int = 4
     """Layers; width and heads follow from it."""
     vocab_size: int = 65_536
-    """Entries of the vocabulary, tokens of any kind."""
+    """Entries of the vocabulary."""
     max_seq_len: int = 2048
     """Tokens of a sequence."""
     device_batch_size: int = OFF

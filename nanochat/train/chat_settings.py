@@ -49,7 +49,7 @@ class StageSettings(TrainSettings):
     source: str = ""
     """Stage whose model to start from (base, mid, sft, rl, dpo), or a directory of a model or a checkpoint. Default: the stage before."""
     model_tag: str = ""
-    """Run to go on with, and directory of the result. Default: that of the newest model of the stage before."""
+    """Name of the run to go on with, and of its directory. Default: the run of the newest model that there is to start from."""
     device_batch_size: int = OFF
     """Sequences a GPU handles per pass, at most; -1 for what the stage before had."""
     total_batch_size: int = OFF
@@ -149,7 +149,7 @@ class SftSettings(ChatTrainSettings):
     source: str = ""
     """Stage whose model to start from (base, mid, sft, rl, dpo), or a directory of a model or a checkpoint. Default: mid, else base."""
     total_batch_size: int = OFF
-    """Tokens of a step, over all ranks and micro-batches; -1 for what the stage before had, and 65,536 at most where a row a rank fits."""
+    """Tokens of a step, over all ranks and micro-batches; -1 for what the stage before had, at most 65,536 or a row a rank."""
     init_lr_frac: float = 0.02
     warmdown_ratio: float = 1.0
     eval_every: int = 100
