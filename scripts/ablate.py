@@ -1,4 +1,8 @@
-"""Try changes to how a model is trained against a baseline: `python -m scripts.ablate ablations/example.toml`."""
+"""Try changes to how a model is trained against a baseline.
+
+python -m scripts.ablate ablations/example.toml --jobs 2
+python -m scripts.ablate ablations/example.toml --equal_time --record
+"""
 
 from nanochat.ablate.settings import AblateSettings
 from nanochat.common.cli import command
@@ -13,4 +17,4 @@ def main(settings: AblateSettings) -> None:
 
 
 if __name__ == "__main__":
-    command(AblateSettings, main)
+    command(AblateSettings, main, __doc__)

@@ -1,4 +1,9 @@
-"""CORE of a base model: `python -m scripts.base_eval`, or through torchrun on several GPUs."""
+"""CORE of a base model, on one process or through torchrun on several GPUs.
+
+python -m scripts.base_eval --bundle=small          # a look, in minutes
+python -m scripts.base_eval --model_tag=d38
+torchrun --standalone --nproc_per_node=8 -m scripts.base_eval
+"""
 
 from nanochat.common.cli import command
 from nanochat.evals.base_eval_settings import BaseEvalSettings
@@ -13,4 +18,4 @@ def main(settings: BaseEvalSettings) -> None:
 
 
 if __name__ == "__main__":
-    command(BaseEvalSettings, main)
+    command(BaseEvalSettings, main, __doc__)

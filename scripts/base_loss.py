@@ -1,4 +1,8 @@
-"""Bits per byte of a finished base model, on training text and on held-out text: `python -m scripts.base_loss`."""
+"""Bits per byte of a finished base model, on training text and on held-out text.
+
+python -m scripts.base_loss
+python -m scripts.base_loss --model_tag=d4 --eval_tokens=1000000
+"""
 
 from nanochat.common.cli import command
 from nanochat.evals.base_loss import BaseLossSettings, base_loss
@@ -11,4 +15,4 @@ def main(settings: BaseLossSettings) -> None:
 
 
 if __name__ == "__main__":
-    command(BaseLossSettings, main)
+    command(BaseLossSettings, main, __doc__)

@@ -1,4 +1,13 @@
-"""Train a base model: `python -m scripts.base_train --depth=4`, or through torchrun on several GPUs."""
+"""Train a base model, on one process or through torchrun on several GPUs.
+
+# a small one, on a CPU
+python -m scripts.base_train --depth=4 --max_seq_len=512 \\
+    --device_batch_size=8 --total_batch_size=4096
+# on eight GPUs
+torchrun --standalone --nproc_per_node=8 -m scripts.base_train -- --depth=20
+# what six hours of one GPU give
+python -m scripts.base_train --depth=12 --target_hours=6 --keep_every=5000
+"""
 
 from nanochat.common.cli import command
 from nanochat.train.settings import BaseTrainSettings
@@ -13,4 +22,4 @@ def main(settings: BaseTrainSettings) -> None:
 
 
 if __name__ == "__main__":
-    command(BaseTrainSettings, main)
+    command(BaseTrainSettings, main, __doc__)

@@ -1,4 +1,8 @@
-"""Measure how fast a model answers: `python -m scripts.bench_infer --depth=12 --baseline`."""
+"""Measure how fast a model answers.
+
+python -m scripts.bench_infer --depth=4 --baseline
+python -m scripts.bench_infer --depth=12 --rows=16 --one_by_one --int8
+"""
 
 from nanochat.common.cli import command
 from nanochat.serve.bench import BenchInferSettings, bench_infer
@@ -11,4 +15,4 @@ def main(settings: BenchInferSettings) -> None:
 
 
 if __name__ == "__main__":
-    command(BenchInferSettings, main)
+    command(BenchInferSettings, main, __doc__)

@@ -1,4 +1,12 @@
-"""Measure the training step: `python -m scripts.bench_train --depth=38 --world_size=8 --simulate` on one GPU."""
+"""Measure the training step.
+
+# one rank of eight of the 3B, on one GPU
+python -m scripts.bench_train --depth=38 --world_size=8 --simulate \\
+    --total_batch_size=786432
+# on a CPU, beside a plain eager loop
+python -m scripts.bench_train --depth=4 --vocab_size=4096 --max_seq_len=512 \\
+    --device_batch_size=8 --baseline
+"""
 
 from nanochat.common.cli import command
 from nanochat.train.bench_settings import BenchTrainSettings
@@ -13,4 +21,4 @@ def main(settings: BenchTrainSettings) -> None:
 
 
 if __name__ == "__main__":
-    command(BenchTrainSettings, main)
+    command(BenchTrainSettings, main, __doc__)

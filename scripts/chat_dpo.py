@@ -1,4 +1,8 @@
-"""Learn from preferences: `python -m scripts.chat_dpo --preferences mine.jsonl`, or through torchrun on several GPUs."""
+"""Learn from preferences, on one process or through torchrun on several GPUs.
+
+python -m scripts.chat_dpo --preferences=thumbs.jsonl
+python -m scripts.chat_dpo --preferences=thumbs.jsonl --source=sft --beta=0.2
+"""
 
 from nanochat.common.cli import command
 from nanochat.train.dpo_settings import DpoSettings
@@ -13,4 +17,4 @@ def main(settings: DpoSettings) -> None:
 
 
 if __name__ == "__main__":
-    command(DpoSettings, main)
+    command(DpoSettings, main, __doc__)

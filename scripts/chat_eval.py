@@ -1,4 +1,9 @@
-"""Evaluate a chat model: `python -m scripts.chat_eval -i sft -a SpellingBee`, or through torchrun on several GPUs."""
+"""Evaluate a chat model, on one process or through torchrun on several GPUs.
+
+python -m scripts.chat_eval -i sft -a SpellingBee
+python -m scripts.chat_eval -a "GSM8K,Arithmetic" -n 8 -t 0.8 -x 100
+torchrun --standalone --nproc_per_node=8 -m scripts.chat_eval -- -i rl
+"""
 
 from nanochat.common.cli import command
 from nanochat.evals.chat_eval_settings import ChatEvalSettings
@@ -13,4 +18,4 @@ def main(settings: ChatEvalSettings) -> None:
 
 
 if __name__ == "__main__":
-    command(ChatEvalSettings, main)
+    command(ChatEvalSettings, main, __doc__)

@@ -1,4 +1,8 @@
-"""Reinforcement learning on questions that can be checked: `python -m scripts.chat_rl`, or through torchrun on several GPUs."""
+"""Reinforcement learning on questions that can be checked, on one process or through torchrun.
+
+python -m scripts.chat_rl --tasks=Arithmetic --num_iterations=10
+torchrun --standalone --nproc_per_node=8 -m scripts.chat_rl
+"""
 
 from nanochat.common.cli import command
 from nanochat.train.rl_settings import RlSettings
@@ -13,4 +17,4 @@ def main(settings: RlSettings) -> None:
 
 
 if __name__ == "__main__":
-    command(RlSettings, main)
+    command(RlSettings, main, __doc__)

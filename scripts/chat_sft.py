@@ -1,4 +1,9 @@
-"""Supervised fine-tuning: `python -m scripts.chat_sft`, or through torchrun on several GPUs."""
+"""Supervised fine-tuning, on one process or through torchrun on several GPUs.
+
+python -m scripts.chat_sft --conversations=mine.jsonl
+python -m scripts.chat_sft --weights=GSM8K=2,SpellingBee=0.5
+torchrun --standalone --nproc_per_node=8 -m scripts.chat_sft
+"""
 
 from nanochat.common.cli import command
 from nanochat.train.chat_settings import SftSettings
@@ -13,4 +18,4 @@ def main(settings: SftSettings) -> None:
 
 
 if __name__ == "__main__":
-    command(SftSettings, main)
+    command(SftSettings, main, __doc__)

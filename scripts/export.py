@@ -1,7 +1,13 @@
-"""Bring a model to where others open it: `python -m scripts.export --push_to_hub OWNER/NAME`."""
+"""Bring a model to where others open it.
+
+python -m scripts.export --model_tag=d38 --output=my-model
+python -m scripts.export --model_tag=d38 \\
+    --push_to_hub=OWNER/NAME --license=mit
+python -m scripts.export --from_nanochat=DIR --output=my-model
+"""
 
 from nanochat.common.cli import command
 from nanochat.report.export import ExportSettings, export
 
 if __name__ == "__main__":
-    command(ExportSettings, export)
+    command(ExportSettings, export, __doc__)

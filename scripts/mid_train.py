@@ -1,4 +1,9 @@
-"""Midtraining: `python -m scripts.mid_train`, or through torchrun on several GPUs."""
+"""Midtraining, on one process or through torchrun on several GPUs.
+
+python -m scripts.mid_train
+python -m scripts.mid_train --tasks=Identity,Arithmetic --num_iterations=100
+torchrun --standalone --nproc_per_node=8 -m scripts.mid_train
+"""
 
 from nanochat.common.cli import command
 from nanochat.train.chat_settings import MidTrainSettings
@@ -13,4 +18,4 @@ def main(settings: MidTrainSettings) -> None:
 
 
 if __name__ == "__main__":
-    command(MidTrainSettings, main)
+    command(MidTrainSettings, main, __doc__)

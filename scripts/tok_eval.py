@@ -1,4 +1,8 @@
-"""Bytes per token of a tokenizer by kind of text: python -m scripts.tok_eval --tokenizer=python-4096"""
+"""Bytes per token of a tokenizer by kind of text.
+
+python -m scripts.tok_eval
+python -m scripts.tok_eval --tokenizer=python-4096 --data=python
+"""
 
 from nanochat.common.cli import command
 from nanochat.tokenizer.evaluate import TokenizerEvaluation, evaluate, first_bytes
@@ -18,4 +22,4 @@ def evaluate_on_data(settings: TokenizerEvaluation) -> None:
 
 
 if __name__ == "__main__":
-    command(TokenizerEvaluation, evaluate_on_data)
+    command(TokenizerEvaluation, evaluate_on_data, __doc__)

@@ -1,4 +1,8 @@
-"""Train a tokenizer: python -m scripts.tok_train --data=python --vocab_size=4096"""
+"""Train a tokenizer.
+
+python -m scripts.tok_train
+python -m scripts.tok_train --data=python --vocab_size=4096
+"""
 
 from nanochat.common.cli import command
 from nanochat.tokenizer.train import TokenizerTraining, make_tokenizer
@@ -14,4 +18,4 @@ def train(settings: TokenizerTraining) -> None:
 
 
 if __name__ == "__main__":
-    command(TokenizerTraining, train)
+    command(TokenizerTraining, train, __doc__)

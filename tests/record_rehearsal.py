@@ -1,7 +1,7 @@
 """What the README shows of a rehearsal: `python -m tests.record_rehearsal BASE_DIR rehearsal.log`.
 
-BASE_DIR is what the rehearsal had as NANOCHAT_BASE_DIR, the log what `bash run3b.sh --rehearse` printed. Writes docs/rehearsal.json, docs/loss.png and docs/chat.png, which
-`python -m scripts.plan --write_docs` then puts in its place.
+BASE_DIR is what the rehearsal had as NANOCHAT_BASE_DIR, the log what `bash run3b.sh --rehearse` printed. Writes docs/rehearsal.json,
+docs/loss.png and docs/chat.png, which `python -m scripts.plan --write_docs` then puts in its place.
 """
 
 import json

@@ -26,7 +26,6 @@ FLOORS = [
     "preflight",
     "ablate",
 ]
-COMMANDS = sorted(path.stem for path in (ROOT / "scripts").glob("*.py") if path.stem != "__init__")
 
 
 def imported_rooms(path: Path) -> set[str]:
@@ -45,24 +44,6 @@ def test_a_room_imports_only_from_floors_below(room: str) -> None:
     below = set(FLOORS[: FLOORS.index(room) + 1])
     for path in (ROOT / "nanochat" / room).rglob("*.py"):
         assert imported_rooms(path) <= below, path
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_help_is_light(command: str) -> None:
-    heavy = ("torch", "pyarrow", "transformers", "wandb", "huggingface_hub", "tiktoken", "rustbpe", "datasets", "fastapi")
-    program = f"""
-import runpy, sys
-sys.argv = ["{command}", "--help"]
-try:
-    runpy.run_module("scripts.{command}", run_name="__main__")
-except SystemExit as leaving:
-    assert not leaving.code, leaving.code
-loaded = [name for name in {heavy} if name in sys.modules]
-assert not loaded, loaded
-"""
-    finished = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
-    assert finished.returncode == 0, finished.stderr
-    assert "--help" in finished.stdout
 
 
 def test_the_plan_imports_nothing_heavy() -> None:

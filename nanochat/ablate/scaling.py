@@ -13,7 +13,7 @@ from nanochat.ablate.grid import BASELINE
 from nanochat.ablate.results import Result, read_results
 from nanochat.common.console import say
 from nanochat.common.errors import UserError
-from nanochat.plan.documents import BUDGETS
+from nanochat.plan.document_tables import BUDGETS
 from nanochat.plan.loss import FITS, PARAMETERS_UNIT, RUNS, TOKENS_UNIT, Fit, LossRun, forecast, read_runs
 from nanochat.plan.settings import DEFAULT_RATIO
 from nanochat.plan.sizes import parameters

@@ -1,6 +1,6 @@
-"""The flags of scripts.ablate. Imports nothing heavy."""
+"""The flags of scripts.ablate and scripts.scaling. Imports nothing heavy."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import tyro
 
@@ -23,12 +23,11 @@ class AblateSettings:
     """
 
     file: tyro.conf.Positional[str]
-    """The grid."""
+    """The grid, a TOML file."""
     equal_time: bool = False
     """Besides, each change with as many steps as take the baseline's time, where its steps take another."""
     jobs: int = OFF
-    """Runs at the same time; -1 for one a GPU, or one for every two cores."""
-
+    """Runs at the same time; -1 for one a GPU, or one for every two cores of a CPU."""
     record: bool = False
     """Besides, keep the results and their table beside the grid, in results/ and README.md there."""
 
@@ -36,3 +35,17 @@ class AblateSettings:
         """Raises UserError for a value that means nothing."""
         if self.jobs < 1 and self.jobs != OFF:
             raise UserError(f"--jobs={self.jobs}: must be 1 or more, or -1")
+
+
+@dataclass(frozen=True)
+class ScalingSettings:
+    """Fit validation loss against parameters and tokens: over published runs, and over the baselines of your own grids.
+
+    A grid for it has several depths in `depths`; files of the same text at several lengths are fitted together. Six runs at three
+    depths and three lengths are the least. scripts.plan shows what a fit expects of a run.
+    """
+
+    files: tyro.conf.Positional[list[str]] = field(default_factory=list)
+    """Files of scripts.ablate, results.jsonl, whose baselines are fitted too. Default: published runs alone."""
+    record: bool = False
+    """Keep the runs and fits in this checkout, where scripts.plan reads them."""

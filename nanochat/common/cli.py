@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import inspect
 import io
 import os
 import signal
@@ -24,9 +25,10 @@ ALONE_AFTER_S = 5.0  # torchrun ends the others well within this time when one r
 S = TypeVar("S")
 
 
-def command(settings_class: type[S], function: Callable[[S], None]) -> NoReturn:
+def command(settings_class: type[S], function: Callable[[S], None], doc: str | None = None) -> NoReturn:
     """Parse the command line into `settings_class`, call `function` with it and leave with the house's exit status.
 
+    `doc` is the docstring of the script: after its first paragraph stand examples, which end the page that `--help` prints.
     0 done, 2 a wrong request (one line on standard error), 75 stopped after saving, 130 interrupted; a bug keeps its traceback.
     """
     _speak_utf8()
@@ -35,7 +37,7 @@ def command(settings_class: type[S], function: Callable[[S], None]) -> NoReturn:
     die_with_starter()
     hide_in_output()
     try:
-        settings = parse(settings_class, sys.argv[1:])
+        settings = parse(settings_class, sys.argv[1:], examples_of(doc))
         remember_secrets(vars(settings))
         function(settings)
     except UserError as error:
@@ -115,12 +117,22 @@ def _at(error: OSError) -> str:
     return f" at {place}" if place else ""
 
 
-def parse(settings_class: type[S], args: list[str]) -> S:
+def examples_of(doc: str | None) -> str:
+    """The lines of a script's docstring that are examples: all after the first paragraph."""
+    return inspect.cleandoc(doc or "").partition("\n\n")[2]
+
+
+def parse(settings_class: type[S], args: list[str], examples: str = "") -> S:
     """An instance of a settings dataclass from command-line arguments; both `--a_b` and `--a-b` are taken.
 
-    Raises UserError, with one line, for a flag or a value that is wrong.
+    Raises UserError, with one line, for a flag or a value that is wrong. `-h` or `--help` prints the page of the flags and leaves.
     """
     args = [arg for arg in args if arg != "--"]
+    if {"-h", "--help"} & set(args):
+        from nanochat.common.help import help_of
+
+        print(help_of(settings_class, _prog(), examples))
+        sys.exit(0)
     remember_arguments(args)
     try:
         return _parse(settings_class, args)
@@ -135,11 +147,15 @@ def _parse(settings_class: type[S], args: list[str]) -> S:
     captured = io.StringIO()
     try:
         with contextlib.redirect_stderr(captured):
-            return tyro.cli(settings_class, prog=f"python -m scripts.{Path(sys.argv[0]).stem}", args=args, use_underscores=True)
+            return tyro.cli(settings_class, prog=_prog(), args=args, use_underscores=True)
     except SystemExit as leaving:
         if leaving.code in (0, None):
             raise
         raise UserError(_first_paragraph(captured.getvalue()) + " (--help lists the flags)") from None
+
+
+def _prog() -> str:
+    return f"python -m scripts.{Path(sys.argv[0]).stem}"
 
 
 def _first_paragraph(box: str) -> str:

@@ -17,11 +17,11 @@ class LoaderBenchSettings:
     max_seq_len: int = 512
     """Tokens of a sequence."""
     device_batch_size: int = 8
-    """Sequences of a micro-batch."""
+    """Sequences of a micro-batch, which the loader delivers together."""
     shard_tokens: int = 50_000_000
-    """Tokens of the shard."""
+    """Tokens of the shard that is made, two bytes each."""
     seconds: float = 3.0
-    """How long to measure."""
+    """Seconds to measure."""
 
 
 def bench_loader(settings: LoaderBenchSettings) -> None:

@@ -19,11 +19,11 @@ class DatasetSettings:
     """Get text: make it from what is on this machine, or download it. What is there already is kept."""
 
     data: str = "climbmix"
-    """python (this machine's Python installation), climbmix, fineweb-edu (both from the hub), or path:DIR (your own files)"""
+    """Text to get: python (this machine's Python installation), climbmix, fineweb-edu (both from the hub), or path:DIR (your own files)."""
     num_shards: int = -1
-    """train shards to have; the validation shard comes on top. -1: 5 of python, 8 from the hub, all of path:DIR"""
+    """Training shards to have, 100 MB each from the hub, beside one for validation; -1 for 5 of python, 8 from the hub, all of path:DIR."""
     num_workers: int = -1
-    """parallel downloads, or processes that read Python files. -1: 8 downloads, or a process a core"""
+    """Downloads at the same time, or processes that read Python files; -1 for 8 downloads, or a process a core."""
 
 
 def make_text(settings: DatasetSettings) -> None:

@@ -21,13 +21,13 @@ class TokenizeBench:
     """Time the making of token shards, from parquet files to checksummed files, against tiktoken on text that is in memory."""
 
     data: str | None = None
-    """Text to use: python, climbmix, fineweb-edu or path:DIR (default: climbmix, or the only one there is)."""
+    """Text to use: python, climbmix, fineweb-edu or path:DIR. Default: climbmix, or the only one that is there."""
     tokenizer: str | None = None
-    """Tokenizer, such as climbmix-65536 (the default, or the only one there is)."""
+    """Tokenizer, by name, as in python-4096. Default: climbmix-65536, or the only one that is there."""
     num_workers: int = 0
-    """Threads for both; 0: one per CPU core."""
+    """Threads for both; 0 for one a CPU core."""
     num_shards: int = 5
-    """Training shards to use, at most."""
+    """Training shards to measure with, at most."""
     repeats: int = 3
     """Times that both are measured, in turn; the medians are compared."""
     json: bool = False

@@ -34,11 +34,11 @@ class Tokenization:
     """Turn all text shards of a source into token shards; those that are there already are kept."""
 
     data: str | None = None
-    """Text to tokenize: python, climbmix, fineweb-edu or path:DIR (default: climbmix, or the only one there is)."""
+    """Text to tokenize: python, climbmix, fineweb-edu or path:DIR. Default: climbmix, or the only one that is there."""
     tokenizer: str | None = None
-    """Tokenizer, such as climbmix-65536 (the default, or the only one there is)."""
+    """Tokenizer, by name, as in python-4096. Default: climbmix-65536, or the only one that is there."""
     num_workers: int = 0
-    """Threads that encode; 0: one per CPU core."""
+    """Threads that encode; 0 for one a CPU core."""
 
 
 @dataclass(frozen=True)

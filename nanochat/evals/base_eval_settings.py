@@ -15,17 +15,17 @@ class BaseEvalSettings:
     source: Annotated[Literal["base", "mid", "sft", "rl", "dpo"], tyro.conf.arg(aliases=["-i"])] = "base"
     """Stage whose model is asked."""
     model_tag: str = ""
-    """Run to take the model of. Default: the newest."""
+    """Run whose model to take. Default: the newest."""
     bundle: str = ""
-    """Bundle of tasks: a directory, a zip, or `small` for the little one of this project. Default: CORE's own, fetched once."""
+    """CORE's tasks: a directory, a zip, or `small` for the little ones of this project. Default: CORE's own, fetched once."""
     max_per_task: int = -1
-    """Questions of each task at most; -1 for all."""
+    """Questions of each task, at most; -1 for all."""
     tokens_at_once: int = 16_384
-    """Tokens of a batch, padding included."""
+    """Tokens of a batch of questions, padding included."""
     overlap_shards: int = 8
     """Text shards of the training text to look for the questions in; 0 for none, -1 for all."""
     data: str | None = None
-    """Training text. Default: the one that the model was trained on."""
+    """Training text, by name, to look for the questions in. Default: the one that the model was trained on."""
 
     def check(self) -> None:
         """Raises UserError for a value that no evaluation can have."""

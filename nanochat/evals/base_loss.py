@@ -13,17 +13,17 @@ class BaseLossSettings:
     """Bits per byte of a finished base model, on training text and on held-out text."""
 
     model_tag: str = ""
-    """Run to take the model of. Default: the newest."""
+    """Run whose base model to take. Default: the newest."""
     data: str | None = None
     """Text to evaluate on. Default: climbmix, or the only one that is there."""
     eval_tokens: int = 20 * 524_288
-    """Tokens of each split; as many as there are when there are fewer."""
+    """Tokens of each split, or as many as there are."""
     train_tokens: int = -1
-    """Tokens of the training split; -1 for as many as eval_tokens."""
+    """Tokens of the training split; -1 for as many as --eval_tokens."""
     device_batch_size: int = 32
     """Sequences in a forward pass."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Number format of the computation."""
+    """Number format of the computation; auto for bf16 where the hardware has it, else fp32."""
 
     def check(self) -> None:
         """Raises UserError for a value that is wrong."""

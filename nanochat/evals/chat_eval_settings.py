@@ -1,7 +1,7 @@
 """The flags of the evaluation of chat models. Imports nothing heavy."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import tyro
 
@@ -13,16 +13,23 @@ from nanochat.evals.tasks.registry import TASKS, check_names, task_dir_of
 class ChatEvalSettings:
     """Ask a chat model the questions of the tasks, and say how many it answers rightly."""
 
+    GROUPS: ClassVar[dict[str, str]] = {
+        "Model": "source model_tag",
+        "Questions": "task_name max_problems task_dir persona",
+        "Answers": "num_samples max_new_tokens temperature top_k seed",
+        "Speed and safety": "batch_size allow_unsafe_execution",
+    }
+
     source: Annotated[Literal["auto", "base", "mid", "sft", "rl", "dpo"], tyro.conf.arg(aliases=["-i"])] = "auto"
     """Stage whose model is asked; auto for the newest finished dpo, rl, sft or mid model."""
     task_name: Annotated[str, tyro.conf.arg(aliases=["-a"])] = ""
     """Tasks, with commas or | between. Default: all of them that ask something."""
     model_tag: str = ""
-    """Run to take the model of. Default: the newest."""
+    """Run whose model to take. Default: the newest."""
     temperature: Annotated[float, tyro.conf.arg(aliases=["-t"])] = 0.0
-    """Randomness of answers; 0 takes the likeliest token each time."""
+    """Randomness of answers, 0 or more; 0 for the likeliest token each time."""
     max_new_tokens: Annotated[int, tyro.conf.arg(aliases=["-m"])] = -1
-    """Tokens that an answer may take; -1 for each task's own limit."""
+    """Tokens that an answer may take, at most; -1 for each task's own limit."""
     num_samples: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 1
     """Answers to each question; with several, pass@k says how often one of them is right."""
     top_k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 50
@@ -30,7 +37,7 @@ class ChatEvalSettings:
     batch_size: Annotated[int, tyro.conf.arg(aliases=["-b"])] = 32
     """Questions that a rank answers side by side."""
     max_problems: Annotated[int, tyro.conf.arg(aliases=["-x"])] = -1
-    """Questions of each task at most; -1 for all there are, of the endless tasks 256."""
+    """Questions of each task, at most; -1 for all there are, of the endless tasks 256."""
     task_dir: str = ""
     """Directory with local copies of the tasks' datasets, each under its id (openai/gsm8k). Default: the Hugging Face hub."""
     persona: str = ""
@@ -38,7 +45,7 @@ class ChatEvalSettings:
     allow_unsafe_execution: bool = False
     """Run what the model writes, for HumanEval, without a sandbox where there is none. It can do whatever you can."""
     seed: int = 0
-    """Seed of the randomness."""
+    """Seed of the answers' randomness."""
 
     def tasks(self) -> list[str]:
         """Names of the tasks. Raises UserError, listing the known names, for one that does not exist."""

@@ -174,7 +174,7 @@ def kinds() -> str:
     rows: dict[str, list[str]] = {}
     for depth in SIZES.values():
         for precision in ("bf16", "fp8"):
-            settings = PlanSettings(depth=depth, gpus=EXAMPLE_NODE, precision=precision)  # type: ignore[arg-type]
+            settings = PlanSettings(depth=depth, gpus=EXAMPLE_NODE, precision=precision)
             for gpu, answer in zip(GPUS, compare(settings, node_of(settings)), strict=True):
                 cells = rows.setdefault(gpu.name, [f"{gpu.memory_gib:.0f}", f"{gpu.usd_per_hour:.2f}"])
                 cells.append(_hours(answer) if isinstance(answer, Answer) else "no fp8")
@@ -276,10 +276,10 @@ def rehearsal() -> str:
     kept = json.loads(REHEARSAL.read_text(encoding="utf-8"))
     minutes, seconds = divmod(kept["took_s"], 60)
     took = (
-        f"On {kept['date']} the rehearsal took {minutes} min {seconds} s on {kept['machine']} (torch and all packages there already), from text "
-        f"to report. Its model of {kept['parameters'] / 1e6:.1f} million parameters, trained on the documentation inside a Python installation, "
-        f"takes {kept['val_bpb']:.2f} bits for a byte of held-out text; `xz -9e` takes {kept['xz_bpb']:.2f}. Right answers to questions that it "
-        "has never seen, after each stage, beside the best constant answer:"
+        f"On {kept['date']} the rehearsal took {minutes} min {seconds} s on {kept['machine']}, from text to report, the packages there "
+        f"already. Its model of {kept['parameters'] / 1e6:.1f} million parameters, trained on the documentation inside a Python "
+        f"installation, takes {kept['val_bpb']:.2f} bits for a byte of held-out text; `xz -9e` takes {kept['xz_bpb']:.2f}. Right answers "
+        "to questions that it has never seen, after each stage, beside the best constant answer:"
     )
     stages = ("base", "mid", "sft", "rl")
     rows = [

@@ -58,10 +58,14 @@ def guide() -> str:
     fewer = "; ".join(f"the {name} fits on {few}, where it takes {times:.1f} times as long" for name, (few, times) in fewest.items())
     rows.append(("fewer than 8 GPUs", "works, and takes proportionally longer", fewer, "right where it fits"))
     d32 = planned(depth=32)
-    better = f"expected {bits_per_byte(eight)} bits per byte on FineWeb-Edu against {bits_per_byte(d32)} of d32, both at 8 tokens a parameter"
+    better = (
+        f"expected {bits_per_byte(eight)} bits per byte on FineWeb-Edu against {bits_per_byte(d32)} of d32, both at 8 tokens a parameter"
+    )
     rows.append(("quality of the 3B", "significantly better than d32", better, "better, by little"))
     budget = planned(depth=SIZES["7B"], usd=2000, usd_per_gpu_hour=USD_PER_HOUR / RANKS)
-    buys = f"$2,000 buy {count(budget.run.tokens)} tokens in bf16, {budget.run.tokens_per_parameter:.1f} a parameter: {bits_per_byte(budget)}"
+    buys = (
+        f"$2,000 buy {count(budget.run.tokens)} tokens in bf16, {budget.run.tokens_per_parameter:.1f} a parameter: {bits_per_byte(budget)}"
+    )
     same = planned(depth=SIZES["3B"], usd=2000, usd_per_gpu_hour=USD_PER_HOUR / RANKS)
     cheaper = f"; the 3B for as much {bits_per_byte(same)}"
     rows.append(("quality of the 7B", "state of the art below $2,000", buys + cheaper, "a 3B is better at that price"))
@@ -91,7 +95,12 @@ def _speed(name: str, bf16: Answer, fp8: Answer, says: Promise) -> list[tuple[st
         (f"{name}: time", f"{low} to {high} h", time, _verdict(low, high, run.hours)),
         (f"{name}: cost", dollars, price, _verdict(low * USD_PER_HOUR, high * USD_PER_HOUR, run.usd or 0)),
         (f"{name}: MFU", f"{says.mfu[0]} to {says.mfu[1]} %", mfu, _verdict(*says.mfu, 100 * plan.mfu)),
-        (f"{name}: tokens a second", f"{says.tok_per_s[0]} to {says.tok_per_s[1]} k", speed, _verdict(*says.tok_per_s, plan.tok_per_s / 1000)),
+        (
+            f"{name}: tokens a second",
+            f"{says.tok_per_s[0]} to {says.tok_per_s[1]} k",
+            speed,
+            _verdict(*says.tok_per_s, plan.tok_per_s / 1000),
+        ),
     ]
 
 
@@ -99,9 +108,8 @@ def _room(name: str, answer: Answer, says: Promise) -> list[tuple[str, str, str,
     plan, disk = answer.run.plan, answer.disk
     low, high = says.memory_gb
     job = plan.job
-    memory = (
-        f"{plan.peak_gib:.1f} GiB: {job.device_batch_size} sequences are a step's sum for a GPU, {plan.micro_batch_size} are in memory at once"
-    )
+    at_once = f"{job.device_batch_size} sequences are a step's sum for a GPU, {plan.micro_batch_size} are in memory at once"
+    memory = f"{plan.peak_gib:.1f} GiB: {at_once}"
     total = disk.data_gb + disk.checkpoint_gb
     return [
         (f"{name}: memory of a GPU", f"{low} to {high} GB", memory, _verdict(low, high, plan.peak_gib * 1.0737)),

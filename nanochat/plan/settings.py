@@ -1,7 +1,7 @@
 """The flags of the planner."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from nanochat.common.errors import UserError
 from nanochat.plan import sizes
@@ -20,14 +20,23 @@ DEFAULT_BATCH = (32, 524_288)
 class PlanSettings:
     """Say what a base run will take before it starts: memory, time, money, disk."""
 
+    GROUPS: ClassVar[dict[str, str]] = {
+        "Model and text": "depth max_seq_len vocab_size data",
+        "Machine": "gpus nproc_per_node nodes usd_per_gpu_hour",
+        "Length of the run": "hours usd num_iterations target_param_data_ratio",
+        "Batch and memory": "total_batch_size device_batch_size micro_batch_size recompute reshard_after_forward precision",
+        "Checkpoints": "keep_every",
+        "Output": "compare json field check write_docs",
+    }
+
     depth: int = OFF
-    """Layers. Default: 38; with --hours or --usd, the deepest that the budget trains well."""
+    """Layers; width and heads follow from it. Default: 38; with --hours or --usd, the deepest that the budget trains well."""
     gpus: str = ""
     """GPUs of a node, as in 8xH100-80GB. Default: this machine's, and where it has none 8xH100-80GB."""
     nproc_per_node: int = OFF
     """GPUs of a node that are used; -1 for all."""
     nodes: int = 1
-    """Nodes."""
+    """Machines that train together, all alike."""
     max_seq_len: int = 2048
     """Tokens of a sequence."""
     vocab_size: int = 65_536
@@ -35,25 +44,26 @@ class PlanSettings:
     device_batch_size: int = OFF
     """Sequences a GPU handles per pass, at most; -1 for the run scripts' at depths 38 and 52, else 32."""
     total_batch_size: int = OFF
-    """Tokens of a step; -1 for the run scripts' at depths 38 and 52, else 524,288 or the nearest that divides."""
+    """Tokens of a step, over all GPUs; -1 for the run scripts' at depths 38 and 52, else 524,288 or the nearest that divides."""
     precision: Literal["bf16", "fp8", "fp32"] = "bf16"
     """Number format of the computation."""
     micro_batch_size: int = OFF
     """Sequences that a GPU holds at once; -1 for the fastest that fits."""
     recompute: str = "auto"
-    """What the backward pass computes again: auto, none, elementwise, mlp, block, or one for some layers only, as in mlp:20."""
+    """What the backward pass computes again to save memory: none, elementwise, mlp, block, or one for some layers only, as in mlp:20; auto
+    for the fastest that fits."""
     reshard_after_forward: Literal["auto", "always", "never"] = "auto"
     """Whether whole weights are given up after a layer's forward pass; auto for the faster that fits."""
     num_iterations: int = OFF
-    """Steps; -1 to follow from the budget or from target_param_data_ratio."""
+    """Steps; -1 to follow from --hours and --usd, else from --target_param_data_ratio."""
     target_param_data_ratio: float = DEFAULT_RATIO
-    """Tokens per parameter, which fixes the steps, or with --hours and --usd the depth."""
+    """Tokens per parameter, which make the steps, or with --hours and --usd the depth."""
     hours: float = OFF
     """Hours to train: the tokens, and without --depth the depth, that they buy; -1 for no limit."""
     usd: float = OFF
     """US dollars to spend: the tokens, and without --depth the depth, that they buy; -1 for no limit."""
     usd_per_gpu_hour: float = OFF
-    """Price of one GPU of --gpus for an hour; -1 takes the table's, which is a default."""
+    """Price of one GPU of --gpus for an hour, in US dollars; -1 for the default in the planner's table."""
     keep_every: int = OFF
     """Steps between checkpoints that are kept for good, as base_train takes it; -1 for none."""
     data: str = "climbmix"
@@ -61,9 +71,9 @@ class PlanSettings:
     compare: bool = False
     """Lay all kinds of GPU side by side, as many of each as --gpus has."""
     json: bool = False
-    """Print JSON."""
+    """Print JSON instead of tables."""
     field: str = ""
-    """Print one value of the JSON alone, by its name."""
+    """Print one value of the JSON alone, by its name, as in text_shards. Default: all."""
     write_docs: bool = False
     """Make the tables of this checkout's documents anew, and nothing else."""
     check: bool = False

@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import ClassVar, Literal
 
 from nanochat.common.errors import UserError
 from nanochat.plan.answer import EXAMPLE_NODE, Answer, Node, Planner
@@ -23,16 +23,23 @@ class PreflightSettings:
     Ends with status 2 where something is red: the run would fail, or waste what it costs. Yellow warns.
     """
 
+    GROUPS: ClassVar[dict[str, str]] = {
+        "Model and text": "depth max_seq_len vocab_size data",
+        "Run": "num_iterations target_param_data_ratio total_batch_size device_batch_size precision save_every keep_every",
+        "Machine": "nproc_per_node nodes",
+        "Output": "seconds json",
+    }
+
     depth: int = DEFAULT_DEPTH
-    """Layers of the model that is to be trained."""
+    """Layers of the model that is to be trained; width and heads follow from it."""
     max_seq_len: int = 2048
     """Tokens of a sequence."""
     vocab_size: int = 65_536
     """Entries of the vocabulary."""
     device_batch_size: int = OFF
-    """Sequences a GPU handles per pass, at most; -1 for the run scripts'."""
+    """Sequences a GPU handles per pass, at most; -1 for the run scripts' at depths 38 and 52, else 32."""
     total_batch_size: int = OFF
-    """Tokens of a step; -1 for the run scripts'."""
+    """Tokens of a step, over all GPUs; -1 for the run scripts' at depths 38 and 52, else 524,288 or the nearest that divides."""
     precision: Literal["bf16", "fp8", "fp32"] = "bf16"
     """Number format of the computation."""
     num_iterations: int = OFF
@@ -46,14 +53,14 @@ class PreflightSettings:
     nproc_per_node: int = OFF
     """Processes on this node, one a GPU; -1 for the GPUs found, or one on a CPU. A launcher knows better."""
     nodes: int = 1
-    """Nodes; a launcher knows better."""
+    """Machines that train together; a launcher knows better."""
     data: str = "climbmix"
-    """Text to train on, as base_train names it."""
+    """Text to train on: python, climbmix, fineweb-edu or path:DIR."""
     seconds: float = 40
-    """After which what has not answered is left; torch, from a cold disk, may take three times as long before that. On several nodes,
-    and to end, a few more pass."""
+    """Seconds after which what has not answered is left, 5 or more; torch, from a cold disk, may take three times as long before that. On
+    several nodes, and to end, a few more pass."""
     json: bool = False
-    """Print JSON: verdict, and findings of name, status, value, advice and rank."""
+    """Print one JSON object: verdict, and findings of name, status, value, advice and rank."""
 
     def check(self) -> None:
         """Raises UserError for a value that no run can have."""

@@ -4,7 +4,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import tyro
 
@@ -28,22 +28,30 @@ A model of nanochat's, turned from its checkpoint of step {step:,}: {parameters:
 class ExportSettings:
     """Bring a model to where others open it: a directory (--output), the Hugging Face hub (--push_to_hub), or both."""
 
+    GROUPS: ClassVar[dict[str, str]] = {
+        "Where to": "output push_to_hub public license",
+        "Which model": "model source model_tag",
+        "An older checkpoint instead": "from_nanochat step precision",
+    }
+
     model: str = ""
-    """Model directory. Default: the newest finished model that was trained here."""
+    """Directory of a finished model to take. Default: the newest finished model that was trained here."""
     source: Annotated[str, tyro.conf.arg(aliases=["-i"])] = ""
     """Stage whose model to take: base, mid, sft, rl or dpo. Default: the newest of the chat stages."""
     model_tag: Annotated[str, tyro.conf.arg(aliases=["-g"])] = ""
     """Run whose model to take. Default: the newest."""
     from_nanochat: str = ""
-    """Directory of a checkpoint of nanochat's (model_STEP.pt, meta_STEP.json, tokenizer.pkl) to turn into a model directory."""
+    """Directory of a checkpoint of nanochat's (model_STEP.pt, meta_STEP.json, tokenizer.pkl) to turn into a model directory. Default:
+    none."""
     step: int = -1
-    """Which checkpoint of --from_nanochat. Default: the last."""
+    """Step whose checkpoint of --from_nanochat to take; -1 for the last. Default: -1."""
     precision: str = "bf16"
     """Format of the weights that --from_nanochat writes: bf16 or fp32."""
     output: str = ""
-    """Directory to write; must not be there yet."""
+    """Directory to write, which must not be there yet. Default: none."""
     push_to_hub: str = ""
-    """Repository on the hub to put the model in, OWNER/NAME; made when it is not there. HF_TOKEN, or `hf auth login`, lets you."""
+    """Repository on the hub to put the model in, OWNER/NAME; made when it is not there. HF_TOKEN, or `hf auth login`, lets you. Default:
+    none."""
     public: bool = False
     """Let everybody see a repository that is made for it."""
     license: str = ""

@@ -27,7 +27,7 @@ class ReportSettings:
     """Write report.md of a run, whole or half, into its directory and into the current one."""
 
     model_tag: str = ""
-    """Run to report on. Default: the newest."""
+    """Run to report on, by its name, as in d38. Default: the newest."""
 
 
 def report(settings: ReportSettings) -> None:

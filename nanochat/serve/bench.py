@@ -5,7 +5,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from nanochat.common.errors import UserError
 from nanochat.common.paths import named_path
@@ -26,26 +26,34 @@ ROUNDS = 3
 class BenchInferSettings:
     """Measure reading prompts and writing answers, as ratios of the memory's speed and of transformers in the same run."""
 
+    GROUPS: ClassVar[dict[str, str]] = {
+        "Model": "model depth vocab_size max_seq_len",
+        "Speed": "precision int8 compile",
+        "What is answered": "rows prompt_tokens new_tokens",
+        "Beside it": "baseline one_by_one",
+        "Output": "json",
+    }
+
     model: str = ""
-    """A model directory. Default: random weights of --depth."""
+    """Directory of a finished model to measure. Default: random weights of --depth."""
     depth: int = 4
     """Layers of the random model."""
     vocab_size: int = 65_536
-    """Entries of its vocabulary."""
+    """Entries of the random model's vocabulary."""
     max_seq_len: int = 2048
-    """Its context."""
+    """Tokens of the random model's context."""
     precision: str = "auto"
-    """fp32, bf16, or auto for what suits this machine."""
+    """Number format of the weights: fp32, bf16, or auto for what suits this machine."""
     int8: bool = False
-    """Keep the weights in eight bits."""
+    """Keep the weights in eight bits: less memory to read, slightly other answers."""
     compile: bool = True
-    """Compile the pass that writes."""
+    """Compile the pass that writes answers."""
     rows: int = 1
-    """Answers made at once."""
+    """Answers made at once, side by side."""
     prompt_tokens: int = 64
-    """Tokens of each prompt."""
+    """Tokens of each prompt that is read."""
     new_tokens: int = 64
-    """Tokens of each answer."""
+    """Tokens of each answer that is written."""
     baseline: bool = False
     """Time `transformers` on the same weights too, in turn with ours."""
     one_by_one: bool = False

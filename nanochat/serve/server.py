@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import tyro
 
@@ -23,25 +23,32 @@ GRACE_S = 10
 class WebSettings(TalkSettings):
     """Serve a chat model: the page, and an API in OpenAI's shape."""
 
+    GROUPS: ClassVar[dict[str, str]] = {
+        "Address": "host port allowed_hosts api_key",
+        "Capacity and limits": "num_gpus max_rows max_queue max_per_client max_body_mib",
+        "Records": "log_conversations",
+        **TalkSettings.GROUPS,
+    }
+
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 for every one, which others can then reach."""
     port: Annotated[int, tyro.conf.arg(aliases=["-p"])] = 8000
-    """Port to listen on."""
+    """Port to listen on; 0 for any that is free."""
     allowed_hosts: str = ""
-    """Further names by which it is reached, through a proxy say, separated by commas, whatever the port; *.NAME for all below one, * for
-    any. A server for this machine alone refuses others."""
+    """Further names by which it is reached, through a proxy say, with commas between, whatever the port; *.NAME for all below one, * for
+    any. A server for this machine alone refuses others. Default: none."""
     api_key: str = ""
-    """Key that requests must bring. Default: NANOCHAT_API_KEY, else none."""
+    """Key that requests must bring. Default: the environment's NANOCHAT_API_KEY, else none."""
     num_gpus: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 1
     """GPUs to serve from, a copy of the model on each."""
     max_rows: int = 64
     """Answers that a copy of the model makes at once."""
     max_queue: int = 256
-    """Answers that are made or wait, at most; more are refused with 503."""
+    """Answers that are being made or wait, at most; more are refused with 503."""
     max_per_client: int = 64
-    """As many for one address; more are refused with 429."""
+    """The same for one address that asks; more are refused with 429."""
     max_body_mib: float = 4.0
-    """Largest request."""
+    """Size of a request in MiB, at most; larger ones are refused with 413."""
     log_conversations: str = ""
     """File to keep conversations in, as .jsonl that training reads. Default: none is kept."""
 

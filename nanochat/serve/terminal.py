@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import tyro
 
@@ -37,14 +37,16 @@ DIM, PLAIN = "\033[2m", "\033[0m"
 class ChatSettings(TalkSettings):
     """Talk to a chat model in the terminal; with -p ask one question and leave."""
 
+    GROUPS: ClassVar[dict[str, str]] = {"What is asked": "prompt system", **TalkSettings.GROUPS, "Terminal": "speed seed"}
+
     prompt: Annotated[str, tyro.conf.arg(aliases=["-p"])] = ""
-    """Answer this and leave; with --source=base continue it. A question can also come through a pipe."""
+    """Answer this and leave; with --source=base continue it. Default: what comes through a pipe, else a conversation."""
     system: str = ""
-    """What the model is told before the conversation."""
+    """What the model is told before the conversation. Default: nothing."""
     speed: bool = False
     """Show tokens a second after each answer."""
     seed: int = 0
-    """Seed of the randomness."""
+    """Seed of the answers' randomness."""
 
 
 def chat(settings: ChatSettings) -> None:

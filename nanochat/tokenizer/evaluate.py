@@ -22,9 +22,9 @@ class TokenizerEvaluation:
     """Print how many bytes of each kind of text a token holds (more is better), beside GPT-2's and GPT-4's tokenizers."""
 
     tokenizer: str | None = None
-    """Tokenizer, such as climbmix-65536 (the default, or the only one there is)."""
+    """Tokenizer, by name, as in python-4096. Default: climbmix-65536, or the only one that is there."""
     data: str | None = None
-    """Text whose training and validation shards are looked at too (default: climbmix, or the only one there is)."""
+    """Text whose training and validation shards are looked at too. Default: climbmix, or the only one that is there."""
 
 
 def evaluate(directory: Path, data_texts: Mapping[str, Sequence[str]], timeout_s: float = REFERENCE_TIMEOUT_S) -> None:

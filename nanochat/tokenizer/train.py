@@ -28,9 +28,9 @@ class TokenizerTraining:
     """Train a tokenizer on the training shards of a text source."""
 
     data: str | None = None
-    """Text to train on: python, climbmix, fineweb-edu or path:DIR (default: climbmix, or the only one there is)."""
+    """Text to train on: python, climbmix, fineweb-edu or path:DIR. Default: climbmix, or the only one that is there."""
     vocab_size: int = MAX_VOCAB_SIZE
-    """Entries, the nine special tokens among them: at most 65,536."""
+    """Entries of the vocabulary, the nine special tokens among them: 265 to 65,536."""
     max_chars: int = 2_000_000_000
     """Characters to train on, at most."""
     doc_cap: int = 10_000

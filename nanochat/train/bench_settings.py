@@ -1,7 +1,7 @@
 """The flags of the training benchmark."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from nanochat.common.errors import UserError
 from nanochat.plan import batch, sizes
@@ -14,32 +14,43 @@ from nanochat.plan.settings import BATCHES, DEFAULT_BATCH, OFF
 class BenchTrainSettings:
     """Measure the training step on random data and weights, as one rank of many or on the ranks that torchrun starts."""
 
+    GROUPS: ClassVar[dict[str, str]] = {
+        "Model": "depth vocab_size max_seq_len",
+        "Ranks": "simulate world_size",
+        "Batch and memory": "total_batch_size device_batch_size micro_batch_size recompute reshard_after_forward",
+        "Speed": "precision recipe compile",
+        "Measuring": "num_iterations warmup_s baseline profile",
+        "Output": "record json",
+    }
+
     depth: int = 4
-    """Layers."""
+    """Layers; width and heads follow from it."""
     vocab_size: int = 65_536
     """Entries of the vocabulary."""
     max_seq_len: int = 2048
     """Tokens of a sequence."""
     device_batch_size: int = OFF
-    """Sequences a GPU handles per pass; -1 for the guide's at depths 38 and 52, else 32."""
+    """Sequences a GPU handles per pass, at most; -1 for the run scripts' at depths 38 and 52, else 32."""
     total_batch_size: int = OFF
-    """Tokens of a step, over all ranks; -1 for what device_batch_size makes in one pass."""
+    """Tokens of a step, over all ranks; -1 for what --device_batch_size makes in one pass."""
     world_size: int = 1
     """Ranks that share the weights, with --simulate; without it torchrun says how many."""
     simulate: bool = False
-    """Run one rank of world_size, alone: its true memory and computing; the traffic is added from the planner's table, shown apart."""
+    """Run one rank of --world_size, alone: its true memory and computing; the traffic is added from the planner's table, shown apart."""
     micro_batch_size: int = OFF
     """Sequences that a GPU holds at once; -1 for the planner's choice."""
     recompute: str = "auto"
-    """What the backward pass computes again, as base_train takes it."""
+    """What the backward pass computes again to save memory: none, elementwise, mlp, block, or one for some layers only, as in mlp:20; auto
+    for the planner's choice."""
     reshard_after_forward: Literal["auto", "always", "never"] = "auto"
     """Whether whole weights are given up after a layer's forward pass; auto for the planner's choice."""
     precision: Literal["auto", "fp32", "bf16", "fp8"] = "auto"
-    """Number format of the computation."""
+    """Number format of the computation; auto for bf16 where the hardware has it, else fp32."""
     recipe: str = "auto"
-    """Kernels, as base_train takes them."""
+    """Kernels in place of those that scripts.tune found fastest here, as in attention=flash,muon=plain; auto for what it found, or for safe
+    defaults where it has not been run."""
     compile: bool = True
-    """Compile the blocks and the loss."""
+    """Compile the blocks and the loss, as training does."""
     num_iterations: int = 10
     """Steps that are timed."""
     warmup_s: float = OFF
@@ -47,7 +58,7 @@ class BenchTrainSettings:
     baseline: bool = False
     """Time a straightforward float32 eager loop too, in turn with ours; for small sizes."""
     record: bool = False
-    """Write the result into the planner's table of measurements."""
+    """Write the result into the planner's table of measurements; wants --simulate."""
     profile: bool = False
     """Show the kernels that take the most time."""
     json: bool = False

@@ -39,18 +39,27 @@ SFT_MIXTURE = {
 class StageSettings(TrainSettings):
     """What every stage after base training has."""
 
+    GROUPS: ClassVar[dict[str, str]] = {
+        "Model to start from": "source model_tag max_seq_len",
+        "Length of the run": "num_iterations",
+        **TrainSettings.GROUPS,
+        "Name and tracking": "run usd_per_gpu_hour seed",
+    }
+
     source: str = ""
     """Stage whose model to start from (base, mid, sft, rl, dpo), or a directory of a model or a checkpoint. Default: the stage before."""
+    model_tag: str = ""
+    """Name of the run to go on with, and of its directory. Default: the run of the newest model that there is to start from."""
     device_batch_size: int = OFF
-    """Sequences a GPU handles per pass; -1 for what the stage before had."""
+    """Sequences a GPU handles per pass, at most; -1 for what the stage before had."""
     total_batch_size: int = OFF
     """Tokens of a step, over all ranks and micro-batches; -1 for what the stage before had."""
     max_seq_len: int = OFF
-    """Tokens of a row; -1 for the model's."""
+    """Tokens of a row; -1 for the model's context."""
     num_iterations: int = OFF
-    """Steps; -1 for as many as num_epochs takes."""
+    """Steps; -1 for as many as --num_epochs takes."""
     eval_tokens: int = 524_288
-    """Held-out tokens of an evaluation; as many as there are when there are fewer."""
+    """Held-out tokens of an evaluation, or as many as there are."""
 
     INHERITED: ClassVar[tuple[str, ...]] = ("device_batch_size", "total_batch_size", "max_seq_len")
 
@@ -66,18 +75,26 @@ class StageSettings(TrainSettings):
 class ChatTrainSettings(StageSettings):
     """What the stages that learn from conversations have."""
 
+    GROUPS: ClassVar[dict[str, str]] = {
+        "What is learned": "tasks weights conversations task_dir persona",
+        **StageSettings.GROUPS,
+        "Length of the run": "num_epochs num_iterations",
+    }
+
     tasks: str = ""
-    """Tasks to learn from, with commas between; `none` for none. Default: the stage's own list."""
+    """Tasks to learn from, with commas between; `none` for --conversations alone. Default: the stage's own list."""
     weights: str = ""
-    """How often a pass goes through a task's conversations, as in GSM8K=2,SpellingBee=0.5; others keep the stage's own weight."""
+    """How often a pass goes through a task's conversations, as in GSM8K=2,SpellingBee=0.5. Default: the stage's own weights, which
+    tasks that are not named keep too."""
     conversations: str = ""
-    """Your own conversations, a .jsonl with {"messages": [{"role", "content"}]} in each line; learned along with the tasks."""
+    """Your own conversations, a .jsonl with {"messages": [{"role", "content"}]} in each line; learned along with the tasks. Default:
+    none."""
     task_dir: str = ""
     """Directory with local copies of the tasks' datasets, each under its id (openai/gsm8k). Default: the Hugging Face hub."""
     persona: str = ""
     """File that says who the model is; copy nanochat/evals/tasks/persona.toml to begin with. Default: that file itself."""
     num_epochs: float = 1.0
-    """Passes over the mixture, which fix the steps."""
+    """Passes over the mixture, which make the steps where --num_iterations is -1."""
 
     MIXTURE: ClassVar[dict[str, float]] = {}
 
@@ -118,8 +135,10 @@ class ChatTrainSettings(StageSettings):
 class MidTrainSettings(ChatTrainSettings):
     """Midtraining: a base model learns conversation, multiple choice and the tools; the same command again goes on where it stopped."""
 
+    source: str = ""
+    """Stage whose model to start from (base, mid, sft, rl, dpo), or a directory of a model or a checkpoint. Default: base."""
     eval_every: int = 150
-    """Steps between evaluations on held-out conversations; -1 for never."""
+    """Steps between evaluations on held-out conversations, with one at the end; -1 for never."""
     MIXTURE = MID_MIXTURE
 
 
@@ -127,12 +146,12 @@ class MidTrainSettings(ChatTrainSettings):
 class SftSettings(ChatTrainSettings):
     """Supervised fine-tuning on the conversations that matter most; the same command again goes on where it stopped."""
 
+    source: str = ""
+    """Stage whose model to start from (base, mid, sft, rl, dpo), or a directory of a model or a checkpoint. Default: mid, else base."""
     total_batch_size: int = OFF
-    """Tokens of a step, over all ranks and micro-batches; -1 for what the stage before had, 65,536 at most where they divide."""
+    """Tokens of a step, over all ranks and micro-batches; -1 for what the stage before had, at most 65,536 or a row a rank."""
     init_lr_frac: float = 0.02
-    """Share of all learning rates that is used; later stages go on more gently."""
     warmdown_ratio: float = 1.0
-    """Share of the run over which learning rates fall at its end."""
     eval_every: int = 100
-    """Steps between evaluations on held-out conversations; -1 for never."""
+    """Steps between evaluations on held-out conversations, with one at the end; -1 for never."""
     MIXTURE = SFT_MIXTURE

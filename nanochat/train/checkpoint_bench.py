@@ -20,7 +20,7 @@ class CheckpointBenchSettings:
     vocab_size: int = 65_536
     """Entries of the vocabulary."""
     saves: int = 3
-    """Checkpoints to write; the first one also allocates."""
+    """Checkpoints to write, one after the other; the first one also allocates."""
     json: bool = False
     """Print one JSON object."""
 

@@ -39,13 +39,13 @@ class CompareSettings:
     """
 
     a: tyro.conf.Positional[str]
-    """One side."""
+    """One side: a revision, or `.`, and flags of its own."""
     b: tyro.conf.Positional[str]
-    """The other."""
+    """The other side, of the same form."""
     flags: str = "--depth=2 --max_seq_len=128 --device_batch_size=4 --total_batch_size=1024 --precision=fp32"
-    """Flags of base_train for both."""
+    """Flags of base_train for both sides, in quotes, as in --flags="--depth=4 --seed=2"."""
     num_iterations: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 20
-    """Steps."""
+    """Steps that each side trains."""
     tolerance: float = 0.0
     """Difference of two losses, in nats, that still counts as alike."""
 

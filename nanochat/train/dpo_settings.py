@@ -12,26 +12,39 @@ from nanochat.train.settings import OFF
 class DpoSettings(StageSettings):
     """Learn from preferences, such as thumbs up and down; the same command again goes on where it stopped."""
 
+    GROUPS: ClassVar[dict[str, str]] = {
+        "What is learned": "preferences beta pairs_per_step",
+        **StageSettings.GROUPS,
+        "Length of the run": "num_epochs num_iterations",
+    }
+
+    source: str = ""
+    """Stage whose model to start from (base, mid, sft, rl, dpo), or a directory of a model or a checkpoint. Default: rl, else sft, else
+    mid."""
     preferences: str = ""
-    """Your preferences, a .jsonl with {"prompt", "chosen", "rejected"} in each line; required."""
+    """Your preferences, a .jsonl with {"prompt", "chosen", "rejected"} in each line. Required."""
     beta: float = 0.1
-    """How closely the model keeps to the one it starts from: DPO's β."""
+    """DPO's β, more than 0: how closely the model keeps to the one it starts from; the larger, the closer."""
     pairs_per_step: int = 32
     """Pairs of a step, over all ranks; fewer when the file has fewer."""
     num_epochs: float = 1.0
-    """Passes over the pairs, which fix the steps."""
+    """Passes over the pairs, which make the steps where --num_iterations is -1."""
+    max_seq_len: int = OFF
+    """Tokens of a prompt with its reply, at most; longer pairs are left out; -1 for the model's context."""
+    total_batch_size: int = OFF
+    """Not for this stage: a step is --pairs_per_step pairs. Default: left out."""
     device_batch_size: int = 8
     """Replies a GPU learns from per pass, at most; a pair is two."""
+    micro_batch_size: int = OFF
+    """Replies that a GPU holds at once, an even number; -1 for the planner's choice, at most --device_batch_size."""
     init_lr_frac: float = 0.01
-    """Share of all learning rates that is used; later stages go on more gently."""
     warmdown_ratio: float = 1.0
-    """Share of the run over which learning rates fall at its end."""
     compile: bool = False
-    """Compile the blocks and the loss."""
     sample_every: int = 100
-    """Steps between samples of answers; -1 for never."""
     eval_every: int = OFF
-    """Unused here: there is no held-out set."""
+    """Not used by this stage, which holds no pairs out."""
+    eval_tokens: int = 524_288
+    """Not used by this stage, which holds no pairs out."""
 
     INHERITED: ClassVar[tuple[str, ...]] = ("total_batch_size", "max_seq_len")
 

@@ -15,9 +15,9 @@ class MirrorSettings:
     """Give a run's mirror the models and the small files that it lacks; or fetch all that it has and that is not here."""
 
     model_tag: str
-    """Name of the run's directory."""
+    """Name of the run's directory, as in d38."""
     checkpoint_mirror: str = ""
-    """Its address, as fsspec knows it. Default: the environment's CHECKPOINT_MIRROR."""
+    """Address of the mirror: s3://…, gs://…, hf://buckets/…, a path. Default: the environment's CHECKPOINT_MIRROR."""
     fetch: bool = False
     """Fetch, instead of giving: models of finished stages, the last checkpoint of one that is not."""
 

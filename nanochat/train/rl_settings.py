@@ -16,6 +16,15 @@ LEARNABLE = ("GSM8K", "Arithmetic", "WordProblems", "SpellingBee", "Instructions
 class RlSettings(StageSettings):
     """Policy gradient on tasks whose answers can be checked; the same command again goes on where it stopped."""
 
+    GROUPS: ClassVar[dict[str, str]] = {
+        "What is learned": "tasks task_dir examples_per_step num_samples max_new_tokens temperature top_k",
+        **StageSettings.GROUPS,
+        "Length of the run": "num_epochs num_iterations",
+        "Evaluation": "eval_every eval_examples eval_tokens sample_every",
+    }
+
+    source: str = ""
+    """Stage whose model to start from (base, mid, sft, rl, dpo), or a directory of a model or a checkpoint. Default: sft, else mid."""
     tasks: str = "GSM8K"
     """Tasks to learn, with commas between: GSM8K, Arithmetic, WordProblems, SpellingBee, Instructions."""
     task_dir: str = ""
@@ -23,31 +32,34 @@ class RlSettings(StageSettings):
     examples_per_step: int = 16
     """Questions of a step, over all ranks."""
     num_samples: int = 16
-    """Answers to each question; each is held against the mean of the others."""
+    """Answers to each question, 2 or more: each is held against the mean of the others."""
     max_new_tokens: int = 256
-    """Tokens that an answer may take."""
+    """Tokens that an answer may take, at most."""
     temperature: float = 1.0
-    """Randomness of the answers."""
+    """Randomness of the answers, more than 0; 1 for the model's own probabilities."""
     top_k: int = 50
     """Choose among this many likeliest tokens; 0 for all."""
     num_epochs: float = 1.0
-    """Passes over the questions, which fix the steps."""
+    """Passes over the questions, of an endless task 8,000, which make the steps where --num_iterations is -1."""
+    max_seq_len: int = OFF
+    """Tokens of a question with its answer, at most; -1 for the model's context."""
+    total_batch_size: int = OFF
+    """Not for this stage: a step is --examples_per_step × --num_samples answers. Default: left out."""
     device_batch_size: int = 8
     """Answers a GPU learns from per pass, at most."""
+    micro_batch_size: int = OFF
+    """Answers that a GPU holds at once; -1 for the planner's choice, at most --device_batch_size."""
     init_lr_frac: float = 0.05
-    """Share of all learning rates that is used; later stages go on more gently."""
     warmdown_ratio: float = 1.0
-    """Share of the run over which learning rates fall at its end."""
     compile: bool = False
-    """Compile the blocks and the loss."""
     eval_every: int = 60
-    """Steps between evaluations on held-out questions; -1 for never."""
+    """Steps between evaluations on held-out questions, with one at the end; -1 for never."""
     eval_examples: int = 400
-    """Held-out questions of an evaluation."""
+    """Held-out questions of each task in an evaluation, at most."""
+    eval_tokens: int = 524_288
+    """Not used by this stage, which counts questions."""
     sample_every: int = 60
-    """Steps between samples of answers; -1 for never."""
     save_every: int = 60
-    """Steps between checkpoints; -1 for only the last."""
 
     INHERITED: ClassVar[tuple[str, ...]] = ("total_batch_size", "max_seq_len")
 

@@ -23,50 +23,65 @@ def mirror_address(asked: str) -> str:
 class TrainSettings(OptimizerSettings):
     """What every stage has."""
 
+    GROUPS: ClassVar[dict[str, str]] = {
+        "Batch and memory": "total_batch_size device_batch_size micro_batch_size recompute reshard_after_forward",
+        "Speed": "precision recipe compile",
+        **OptimizerSettings.GROUPS,
+        "Optimizers": OptimizerSettings.GROUPS["Optimizers"] + " grad_clip",
+        "Evaluation": "eval_every eval_tokens sample_every",
+        "Checkpoints": "save_every keep_every checkpoint_mirror",
+        "Guards": "max_bad_steps hang_timeout",
+        "Name and tracking": "model_tag run usd_per_gpu_hour seed",
+    }
+
     run: str = ""
     """Name of the run in wandb; `dummy` for none. Default: the environment's WANDB_RUN, else dummy."""
     model_tag: str = ""
-    """Name of the run's directory. Default: d and the depth."""
+    """Name of the run's directory. Default: d and the depth, as in d20."""
     device_batch_size: int = 32
-    """Sequences a GPU handles per pass; what is allocated at once is the micro-batch, chosen to fit and to be fast."""
+    """Sequences a GPU handles per pass, at most; how many it holds at once is the micro-batch, chosen to fit and to be fast."""
     total_batch_size: int = 524_288
     """Tokens of a step, over all ranks and micro-batches."""
     micro_batch_size: int = OFF
-    """Sequences that a GPU holds at once; -1 for the planner's choice, at most device_batch_size."""
+    """Sequences that a GPU holds at once; -1 for the planner's choice, at most --device_batch_size."""
     recompute: str = "auto"
-    """What the backward pass computes again: auto, none, elementwise, mlp, block, or one for some layers only, as in mlp:20."""
+    """What the backward pass computes again to save memory: none, elementwise, mlp, block, or one for some layers only, as in mlp:20; auto
+    for the planner's choice."""
     reshard_after_forward: Literal["auto", "always", "never"] = "auto"
-    """Whether whole weights are given up after a layer's forward pass; auto for the planner's choice."""
+    """Whether whole weights are given up after a layer's forward pass, to be gathered again for its backward pass; auto for the planner's
+    choice."""
     precision: Literal["auto", "fp32", "bf16", "fp8"] = "auto"
-    """Number format of the computation; auto is bf16 where the hardware has it, else fp32."""
+    """Number format of the computation; auto for bf16 where the hardware has it, else fp32."""
     recipe: str = "auto"
-    """Kernels: some of scripts.tune's choices, as in attention=flash,muon=plain, in place of those that it found fastest here; auto
-    for just those, or where it has not been run defaults."""
+    """Kernels in place of those that scripts.tune found fastest here, as in attention=flash,muon=plain; auto for what it found, or for safe
+    defaults where it has not been run."""
     compile: bool = True
-    """Compile the blocks and the loss."""
+    """Compile the blocks and the loss: it takes its time at the start, and steps are faster from then on."""
     grad_clip: float = 1.0
-    """Largest norm of the gradient; 0 for no limit."""
+    """Norm that a larger gradient is scaled down to; 0 for no limit."""
     eval_every: int = EVAL_EVERY
-    """Steps between evaluations on held-out text; -1 for never."""
+    """Steps between evaluations on held-out text, with one at the end; -1 for never."""
     eval_tokens: int = EVAL_TOKENS
-    """Held-out tokens of an evaluation; as many as there are when there are fewer."""
+    """Held-out tokens of an evaluation, or as many as there are."""
     sample_every: int = 2000
-    """Steps between samples of text; -1 for never."""
+    """Steps between samples of what the model writes, with some at the end; -1 for never."""
     save_every: int = 500
     """Steps between checkpoints; -1 for only the last."""
     keep_every: int = OFF
-    """Steps between checkpoints that are kept for good, besides the last two; -1 for none."""
+    """Steps between checkpoints that are kept for good, besides the last two: a multiple of --save_every; -1 for none."""
     checkpoint_mirror: str = ""
-    """Address off this node, as fsspec knows it (s3://…, gs://…, hf://buckets/…, a path), where each finished checkpoint is copied to,
-    and from where a new node goes on. Default: the environment's CHECKPOINT_MIRROR, else none."""
+    """Address off this node where finished checkpoints and models are copied to, and from where a new node goes on: s3://…, gs://…,
+    hf://buckets/…, a path. Default: the environment's CHECKPOINT_MIRROR, else none."""
     max_bad_steps: int = 10
-    """Steps in a row with a loss or gradient that is not finite, or explodes, before the run goes back to its last checkpoint."""
+    """Steps in a row whose loss or gradient is not finite, or explodes, after which the run goes back to its last checkpoint; each is
+    skipped."""
     hang_timeout: float = 600
-    """Seconds without a sign of life after which a rank ends, and with it the job; ten times as long for what is no step; -1 for never."""
+    """Seconds without a sign of life after which a rank ends, and with it the job; ten times as long for what is no step; -1 for never. A
+    single CPU process is not watched."""
     usd_per_gpu_hour: float = OFF
-    """Price of one GPU for an hour; -1 takes the table's."""
+    """Price of one GPU for an hour, in US dollars; -1 for the planner's table."""
     seed: int = 42
-    """Seed of the weights and of the data's order."""
+    """Seed of new weights and of the data's order."""
 
     INHERITED: ClassVar[tuple[str, ...]] = ()
     """What is -1 until the stage before has said it."""
@@ -116,32 +131,43 @@ class TrainSettings(OptimizerSettings):
 
 @dataclass(frozen=True)
 class BaseTrainSettings(TrainSettings):
-    """Train a base model on text, from nothing; the same command again goes on where it stopped."""
+    """Train a base model on text, from nothing; the same command again goes on where it stopped.
+
+    Its length follows from the first of these that is given: --num_iterations; --target_hours and --target_usd, of two the shorter;
+    --target_flops; --target_param_data_ratio.
+    """
+
+    GROUPS: ClassVar[dict[str, str]] = {
+        "Model and text": "depth max_seq_len data tokenizer",
+        "Length of the run": "num_iterations target_hours target_usd target_flops target_param_data_ratio",
+        **TrainSettings.GROUPS,
+        "Evaluation": TrainSettings.GROUPS["Evaluation"] + " core_metric_every core_metric_max_per_task bundle",
+    }
 
     depth: int = 20
-    """Layers; width, heads and learning rates follow from it."""
+    """Layers; width and heads follow from it, and with the width the learning rates of embedding and head."""
     max_seq_len: int = 2048
-    """Tokens of a sequence."""
+    """Tokens of a sequence, which are the model's context."""
     data: str | None = None
     """Text to train on: python, climbmix, fineweb-edu or path:DIR. Default: climbmix, or the only one that is there."""
     tokenizer: str | None = None
-    """Tokenizer, by name. Default: climbmix-65536, or the only one that is there."""
+    """Tokenizer, by name, as in python-4096. Default: climbmix-65536, or the only one that is there."""
     num_iterations: int = OFF
-    """Steps; -1 to follow from target_flops or target_param_data_ratio."""
+    """Steps; -1 to follow from the flags below."""
     target_flops: float = OFF
-    """FLOPs to spend, which fixes the steps; -1 to follow from target_param_data_ratio."""
+    """FLOPs to spend; -1 for no such aim."""
     target_param_data_ratio: float = 8
-    """Tokens per parameter, which fixes the steps; Chinchilla's is 20, this architecture's optimum near 8."""
+    """Tokens per parameter; Chinchilla's is 20, this architecture's optimum near 8."""
     target_hours: float = OFF
-    """Hours to train, which fix the steps by the planner's speed; -1 to follow from the others."""
+    """Hours to train, at the planner's speed for these GPUs; -1 for no such limit."""
     target_usd: float = OFF
-    """US dollars to spend, which fix the steps by the planner's speed and price; -1 to follow from the others."""
+    """US dollars to spend, at the planner's speed and --usd_per_gpu_hour; -1 for no such limit."""
     core_metric_every: int = OFF
-    """Steps between evaluations of the CORE metric; -1 for never."""
+    """Steps between evaluations of CORE, with one at the end; -1 for never."""
     core_metric_max_per_task: int = 500
-    """Questions of each task of these evaluations at most; -1 for all."""
+    """Questions of each of CORE's tasks, at most; -1 for all."""
     bundle: str = ""
-    """Bundle of CORE's tasks: a directory, a zip, or `small`. Default: CORE's own, fetched once."""
+    """CORE's tasks: a directory, a zip, or `small` for the little ones of this project. Default: CORE's own, fetched once."""
 
     @property
     def tag(self) -> str:

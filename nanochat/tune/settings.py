@@ -1,7 +1,7 @@
 """The flags of the tuner."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from nanochat.common.errors import UserError
 from nanochat.plan import batch, sizes
@@ -19,8 +19,16 @@ class TuneSettings:
     The result, under profiles/ of the base directory, is what training, scripts.plan and the report go by from then on.
     """
 
+    GROUPS: ClassVar[dict[str, str]] = {
+        "Model": "depth vocab_size max_seq_len precision",
+        "Batch and ranks": "total_batch_size device_batch_size world_size",
+        "How long": "quick minutes once",
+        "Output": "record sent_in json",
+    }
+
     depth: int = OFF
-    """Layers. Default: the run scripts' 38 on a GPU, the rehearsal's 4 on a CPU; with --record 38 and 52."""
+    """Layers; width and heads follow from it. Default: the run scripts' 38 on a GPU, the rehearsal's 4 on a CPU; with --record 38 and
+    52."""
     vocab_size: int = 65_536
     """Entries of the vocabulary."""
     max_seq_len: int = 2048
@@ -28,7 +36,8 @@ class TuneSettings:
     device_batch_size: int = OFF
     """Sequences a GPU handles per pass, at most; -1 for the run scripts' at depths 38 and 52, else 32 (8 on a CPU)."""
     total_batch_size: int = OFF
-    """Tokens of a step, over all ranks; -1 for the run scripts' at depths 38 and 52, else what device_batch_size makes in one pass."""
+    """Tokens of a step, over all ranks; -1 for the run scripts' at depths 38 and 52, else what --device_batch_size makes in
+    one pass."""
     world_size: int = OFF
     """Ranks that share the weights; one of them is run. -1 for the GPUs of this machine, with --record 8."""
     precision: Literal["auto", "bf16", "fp8", "fp32"] = "auto"
@@ -40,7 +49,7 @@ class TuneSettings:
     record: bool = False
     """Write what was measured into the repository's table too, for the GPUs that it knows."""
     sent_in: str = ""
-    """With --record: a profile from another machine, whose figures are recorded instead."""
+    """With --record: the file of a profile from another machine, whose figures are recorded instead. Default: this machine's."""
     once: bool = False
     """Do nothing where the profile of this machine, for this torch and driver, has the size already."""
     json: bool = False

@@ -11,7 +11,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -63,7 +62,8 @@ ELSEWHERE = {
 }
 NOT_HERE = r"^vllm |^pip install |^pip-audit "
 IN_SIMULATION = r"^(\w+=\S+ )*(screen .*)?bash run[37]b\.sh\b"
-A_STAGE = r"^python -m scripts\.(dataset --data|tok_train --data|tok_eval|tok_encode|base_\w+ .*mine|base_loss|base_eval|mid_train|chat_sft|chat_rl|chat_dpo|report)"
+A_STAGE = r"^python -m scripts\.(dataset --data|tok_train --data|tok_eval|tok_encode|base_\w+ .*mine|base_loss|base_eval"
+A_STAGE += r"|mid_train|chat_sft|chat_rl|chat_dpo|report)"
 ON_THE_HUB = r"^python -m scripts\.(dataset --num_shards|tok_train$)"
 
 
