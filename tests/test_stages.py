@@ -220,7 +220,7 @@ def test_a_signal_to_any_process_saves_and_ends_with_75(world: World, calm: dict
         assert world.losses(tag) == calm
 
 
-@pytest.mark.parametrize("whom", ["launcher", "worker"])
+@pytest.mark.parametrize("whom", [pytest.param("launcher", marks=pytest.mark.slow), "worker"])
 def test_a_killed_process_ends_the_job_and_the_script_starts_it_again(world: World, calm: dict[int, float], whom: str) -> None:
     tag = f"{whom}-killed"
     for process in start(world, tag):

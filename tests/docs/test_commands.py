@@ -49,6 +49,7 @@ ELSEWHERE = {
     r"^torchrun .* scripts\.base_train ": "tests/train/test_several_ranks.py::test_the_guides_lines_on_eight_processes",
     r"scripts\.bench_train .*--simulate": "tests/train/test_bench_train.py::test_one_rank_of_eight_says_what_it_did_and_nothing_else",
     r"scripts\.bench_train ": "tests/train/test_bench_train.py::test_beside_the_eager_loop_and_with_a_profile",
+    r"scripts\.chat_eval .*GSM8K": "tests/evals/test_chat_eval.py::test_the_command_keeps_results_and_says_what_is_skipped",
     r"scripts\.chat_cli$": "tests/serve/test_terminal.py::test_a_conversation_in_a_terminal",
     r"scripts\.bench_infer ": "tests/serve/test_bench_infer.py::test_it_prints_what_machines_read",
     r"scripts\.bench_tokenize": "tests/data/test_token_shards.py::test_wrong_requests",
@@ -62,9 +63,11 @@ ELSEWHERE = {
 }
 NOT_HERE = r"^vllm |^pip install |^pip-audit "
 IN_SIMULATION = r"^(\w+=\S+ )*(screen .*)?bash run[37]b\.sh\b"
-A_STAGE = r"^python -m scripts\.(dataset --data|tok_train --data|tok_eval|tok_encode|base_\w+ .*mine|base_loss|base_eval"
-A_STAGE += r"|mid_train|chat_sft|chat_rl|chat_dpo|report)"
 ON_THE_HUB = r"^python -m scripts\.(dataset --num_shards|tok_train$)"
+
+
+STAGES = next(commands_in(text, "README.md") for text in blocks("README.md", "bash") if "scripts.mid_train" in text)
+"""A whole run, a stage at a time."""
 
 
 def elsewhere(command: Command) -> str:
@@ -77,7 +80,9 @@ def kind(command: Command) -> str:
     text = command.text
     if elsewhere(command):
         return "elsewhere"
-    patterns = {"not here": NOT_HERE, "in simulation": IN_SIMULATION, "with the hub": ON_THE_HUB, "stage": A_STAGE}
+    if text in [stage.text for stage in STAGES]:
+        return "stage"
+    patterns = {"not here": NOT_HERE, "in simulation": IN_SIMULATION, "with the hub": ON_THE_HUB}
     patterns |= {"server": r"scripts\.chat_web", "harness": r"^lm_eval ", "set-up": r"^source |^cat report\.md$|^git "}
     return next((name for name, pattern in patterns.items() if re.search(pattern, text)), "here")
 
@@ -90,7 +95,7 @@ def of_kind(name: str) -> list[Command]:
 def small(text: str) -> str:
     """The command, with what makes it small."""
     for script, flags in SMALLER.items():
-        text = re.sub(rf"(-m scripts\.{script}\b.*)", lambda found, flags=flags: f"{found[1]} {shlex.join(flags)}", text)  # type: ignore[misc]
+        text = re.sub(rf"(-m scripts\.{script}\b[^&|]*)", lambda found, flags=flags: f"{found[1]} {shlex.join(flags)} ", text)  # type: ignore[misc]
     return text.replace("DIR", "their").replace("runs/d38/sft/model", "model")
 
 
@@ -119,8 +124,7 @@ def done(desk: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
     """A world in which every stage of the README was run, in its order."""
     world = World(tmp_path_factory.mktemp("world") / "base dir")
     world.base.mkdir()
-    stages = next(block for block in blocks("README.md", "bash") if "scripts.mid_train" in block)
-    for command in commands_in(stages, "README.md"):
+    for command in STAGES:
         run(world, small(command.text), desk)
     return world
 

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from nanochat.optim import newton_schulz
 from nanochat.optim.build import Optimizers
 from nanochat.optim.newton_schulz import orthogonalize
 from nanochat.optim.schedules import lr_scale, muon_momentum
@@ -72,8 +73,9 @@ def test_momentum_rises_over_300_steps() -> None:
 
 
 @pytest.mark.parametrize("way", ["halves", "gram"])
-@pytest.mark.parametrize(("rows", "cols"), [(1100, 1100), (1030, 2061), (260, 70), (70, 260), (64, 100)])
-def test_every_way_to_orthogonalize_is_the_plain_one_in_float64(way: str, rows: int, cols: int) -> None:
+@pytest.mark.parametrize(("rows", "cols"), [(300, 300), (261, 523), (260, 70), (70, 260), (64, 100)])
+def test_every_way_to_orthogonalize_is_the_plain_one_in_float64(way: str, rows: int, cols: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(newton_schulz, "SMALLEST_HALVED", 128)
     matrices = torch.randn(2, rows, cols, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     with torch.no_grad():
         plain, other = (orthogonalize(matrices, torch.float64, each) for each in ("plain", way))

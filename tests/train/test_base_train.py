@@ -80,7 +80,7 @@ def test_a_finished_run_is_left_alone(world: World, unbroken: dict[int, float]) 
     assert json.loads((world.base / "runs/unbroken/base/config.json").read_text())["settings"] == kept
 
 
-@pytest.mark.parametrize("nproc", [2, 3, 4])
+@pytest.mark.parametrize("nproc", [2, 3, pytest.param(4, marks=pytest.mark.slow)])
 def test_several_processes_give_the_losses_of_one(world: World, nproc: int) -> None:
     flags = [flag for flag in TINY if not flag.startswith("--total")] + ["--total_batch_size=768", "--num_iterations=20", "--save_every=-1"]
     for tag, processes in (("one", 0), (f"several-{nproc}", nproc)):

@@ -21,7 +21,7 @@ def calm(world: World) -> dict[int, float]:
     return world.losses("never-hung")
 
 
-@pytest.mark.parametrize("how", ["sleeps", "holds", "stopped"])
+@pytest.mark.parametrize("how", ["sleeps", pytest.param("holds", marks=pytest.mark.slow), "stopped"])
 def test_a_rank_that_hangs_ends_the_job_with_every_ranks_stacks_and_it_goes_on(world: World, calm: dict[int, float], how: str) -> None:
     program = (
         'set -euo pipefail\nTAG=d4 RUN="$1"; shift\nsource ./stages.sh\nLAUNCH=(python -m scripts.launch --standalone --nproc_per_node=2)\n'
