@@ -84,11 +84,11 @@ TOKENIZER=$DATA-$VOCAB_SIZE
 export NANOCHAT_BASE_DIR="${NANOCHAT_BASE_DIR:-$HOME/.cache/nanochat}"
 RUN=$NANOCHAT_BASE_DIR/runs/$TAG
 
-if [ -z "${NPROC_PER_NODE:-}" ]; then
-  NPROC_PER_NODE=$((GPUS > 0 ? GPUS : 1))
-  # The rehearsal's small batches split over 1, 2 or 4 ranks only.
-  while [ "$REHEARSE" = true ] && [ $((4 % NPROC_PER_NODE)) != 0 ]; do NPROC_PER_NODE=$((NPROC_PER_NODE - 1)); done
-fi
+NPROC_PER_NODE=${NPROC_PER_NODE:-$((GPUS > 0 ? GPUS : 1))}
+# The rehearsal's small batches split over 1, 2 or 4 ranks only, those of all nodes together.
+while [ "$REHEARSE" = true ] && [ "$NPROC_PER_NODE" -gt 1 ] && [ $((4 % (NPROC_PER_NODE * ${NNODES:-1}))) != 0 ]; do
+  NPROC_PER_NODE=$((NPROC_PER_NODE - 1))
+done
 if [ "$REHEARSE" = false ] && [ $((TOTAL_BATCH_SIZE % (2048 * NPROC_PER_NODE * ${NNODES:-1}))) != 0 ]; then
   echo "error: $TOTAL_BATCH_SIZE tokens a step do not split into sequences of 2,048 over $NPROC_PER_NODE GPUs × ${NNODES:-1} nodes; set NPROC_PER_NODE to a number that divides, such as 4" >&2
   exit 2

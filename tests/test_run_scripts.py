@@ -230,3 +230,19 @@ def test_nodes_look_themselves_over_together(tmp_path: Path) -> None:
     assert first.startswith("-m scripts.launch --nnodes=2 --node_rank=1 --master_addr=10.0.0.1")
     assert "-m scripts.preflight -- --depth=38" in first
     assert "--nodes=2 --nproc_per_node=8" in first
+
+
+@pytest.mark.parametrize(
+    ("several", "ranks_a_node"),
+    [
+        ({"NPROC_PER_NODE": "8"}, 4),
+        ({"NPROC_PER_NODE": "8", "NNODES": "2", "NODE_RANK": "0", "MASTER_ADDR": "10.0.0.1"}, 2),
+        ({"NPROC_PER_NODE": "1", "NNODES": "3", "NODE_RANK": "0", "MASTER_ADDR": "10.0.0.1"}, 1),
+    ],
+)
+def test_a_rehearsal_takes_no_more_ranks_than_its_batches_split_over(several: dict[str, str], ranks_a_node: int, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    (tmp_path / "python").write_text(STOPPING_PYTHON.format(real=sys.executable, log=log, preflight=0))
+    (tmp_path / "python").chmod(0o755)
+    run_script(tmp_path, "run3b.sh", "--rehearse", **several)
+    assert f"--nproc_per_node={ranks_a_node} " in log.read_text().splitlines()[0] + " "

@@ -24,7 +24,7 @@ def launch(arguments: list[str]) -> int:
     A signal is handed on to the ranks, which have ten minutes to finish a step and save, and an hour more to give it to a mirror; a
     second one ends them.
     """
-    mirrored = "CHECKPOINT_MIRROR" in os.environ or any(re.match("--checkpoint[_-]mirror", word) for word in arguments)
+    mirrored = bool(os.environ.get("CHECKPOINT_MIRROR")) or any(re.match("--checkpoint[_-]mirror", word) for word in arguments)
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", WITH_MIRROR_S if mirrored else SHUTDOWN_S)
     os.environ[DIES_WITH] = str(os.getpid())
     for name in ("torch.distributed.elastic", "torch.distributed.run"):  # what they say, a line here says

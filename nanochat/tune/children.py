@@ -29,7 +29,7 @@ class Broke(Exception):
 
 
 def _start(arguments: list[str], environment: dict[str, str], stderr: int | None = None) -> subprocess.Popen[str]:
-    kept = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")}
+    kept = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NNODES")}
     command = [sys.executable, *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True, env=kept | environment, start_new_session=True)
 

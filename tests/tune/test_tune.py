@@ -186,6 +186,7 @@ def test_wrong_requests_are_a_line(world: World) -> None:
 
 def test_two_ranks_links_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("NNODES", "3")  # the run's; a node is tuned alone
     monkeypatch.chdir(ROOT)
     found = children.links(2)
     assert found["ranks"] == 2
