@@ -11,6 +11,7 @@ from nanochat.common.files import read_json, remove, remove_leftovers, write_jso
 from nanochat.common.locks import TakenError, locked
 from nanochat.common.paths import run_dir
 from nanochat.common.secrets import without_secrets
+from nanochat.plan.settings import OFF
 from nanochat.train.checkpoint_directory import COPIED_FILE
 
 LENGTH_FLAGS = ("num_iterations", "num_epochs", "target_flops", "target_param_data_ratio", "target_hours", "target_usd")
@@ -103,6 +104,8 @@ class StageDirectory:
         for name in LENGTH_FLAGS:
             if name in kept and name in settings and kept[name] != settings[name]:
                 return f"{self.path} was finished with --{name}={kept[name]}, and --{name}={settings[name]} is asked for now"
+            if name == "num_iterations" and kept.get(name, OFF) != OFF:
+                return ""  # it overrules the others
         return ""
 
     def frozen(self, name: str, value: dict[str, Any]) -> dict[str, Any]:

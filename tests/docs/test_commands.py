@@ -59,6 +59,8 @@ ELSEWHERE = {
     r"scripts\.mirror ": "tests/train/test_mirror.py::test_a_run_is_given_and_fetched_by_hand",
     r"scripts\.export .*--push_to_hub": "tests/serve/test_hub.py::test_a_model_goes_to_the_hub_and_is_talked_to_from_there",
     r"scripts\.export --from_nanochat": "tests/report/test_export.py::test_an_older_checkpoint_becomes_a_directory_that_transformers_opens",
+    r"^sbatch |^scontrol ": "tests/test_clusters.py::test_a_job_queues_again_only_where_the_run_has_stopped",
+    r"^sky ": "tests/test_clusters.py::test_skypilot_starts_the_run_script_that_is_named",
     r"^python -m pytest tests/gpu": "tests/gpu/test_training_on_gpu.py::test_float32_gives_the_losses_of_the_cpu",
 }
 NOT_HERE = r"^vllm |^pip install |^pip-audit "

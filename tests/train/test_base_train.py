@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from nanochat.plan import sizes
+from nanochat.train.run_directory import StageDirectory
 from tests.conftest import ROOT, TINY, VOCAB_SIZE, World, wrong_request
 from tests.train.wandb_file import read_run
 
@@ -76,8 +77,25 @@ def test_a_finished_run_is_left_alone(world: World, unbroken: dict[int, float]) 
     assert "already done" in again.stdout
     assert weights.stat().st_mtime_ns == before
     kept = json.loads((world.base / "runs/unbroken/base/config.json").read_text())["settings"]
-    world.run("scripts.base_train", *FLAGS, "--num_iterations=99", "--model_tag=unbroken")
+    longer = world.run("scripts.base_train", *FLAGS, "--num_iterations=99", "--model_tag=unbroken")
+    wrong_request(longer, "was finished with --num_iterations=24", "--num_iterations=99 is asked for now", "another --model_tag")
     assert json.loads((world.base / "runs/unbroken/base/config.json").read_text())["settings"] == kept
+
+
+def test_of_what_says_how_long_only_what_counts_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path))
+    stage = StageDirectory("short", "base")
+    stage.path.mkdir(parents=True)
+
+    def other(kept: dict[str, float], asked: dict[str, float]) -> str:
+        usual = {"num_iterations": -1, "target_hours": -1, "target_param_data_ratio": 8}
+        (stage.path / "config.json").write_text(json.dumps({"identity": {}, "settings": usual | kept}))
+        return stage.other_length(usual | asked)
+
+    assert "--num_iterations=100, and --num_iterations=-1" in other({"num_iterations": 100}, {})
+    assert other({"num_iterations": 100}, {"num_iterations": 100, "target_hours": 3}) == ""
+    assert "--target_hours=-1, and --target_hours=3" in other({}, {"target_hours": 3})
+    assert other({}, {}) == ""
 
 
 @pytest.mark.parametrize("nproc", [2, 3, pytest.param(4, marks=pytest.mark.slow)])
