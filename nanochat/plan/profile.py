@@ -123,7 +123,8 @@ def processor() -> str:
 
 def machine_of(gpu: Gpu) -> str:
     """What a profile calls the machine that has such a GPU, or none."""
-    return f"{processor()}, {usable_cores()} cores" if gpu.is_cpu else gpu.name
+    cores = usable_cores()
+    return f"{processor()}, {cores} core{'s' * (cores > 1)}" if gpu.is_cpu else gpu.name
 
 
 @cache
