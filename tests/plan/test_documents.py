@@ -22,8 +22,10 @@ def test_parts_are_replaced_and_the_rest_stays() -> None:
 
 def test_documents_are_written_where_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(documents, "ROOT", tmp_path)
+    (tmp_path / "README.md").write_text("no table\n")
     (tmp_path / "DESIGN_3B_7B.md").write_text(mark("budgets"))
     documents.write_documents()
+    assert (tmp_path / "README.md").read_text() == "no table\n"
     assert "| 38 | 8 | 24.1 B |" in (tmp_path / "DESIGN_3B_7B.md").read_text()
     (tmp_path / "DESIGN_3B_7B.md").write_text(mark("no-such-table"))
     with pytest.raises(KeyError):
