@@ -1,7 +1,7 @@
 """What each table of the documents says; nanochat/plan/documents.py puts them in their places."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 from nanochat.common.markdown import block, table
 from nanochat.plan import measurements
 from nanochat.plan.answer import EXAMPLE_NODE, Answer, Planner, compare, node_of
+from nanochat.plan.choose import StepPlan
 from nanochat.plan.disk import LATER_STAGES
 from nanochat.plan.hardware import GPUS
 from nanochat.plan.loss import forecast, read_fits, read_runs
@@ -16,7 +17,7 @@ from nanochat.plan.measurements import Measurement
 from nanochat.plan.memory import GIB, step_memory
 from nanochat.plan.rates import HELD_NORM_RATES
 from nanochat.plan.recompute import LEVELS, Recompute
-from nanochat.plan.settings import BATCHES, PlanSettings
+from nanochat.plan.settings import BATCHES, DEFAULT_BATCH, DEFAULT_RATIO, PlanSettings
 from nanochat.plan.sizes import Shape, parameters
 from nanochat.plan.step import predicted_of
 from nanochat.plan.tables import amount, count
@@ -54,8 +55,8 @@ def sizes() -> str:
     for depth in (12, 20, 32, 38, 52):
         shape = Shape(depth)
         name = next((name for name, each in SIZES.items() if each == depth), "")
-        device, total = (f"{each:,}" for each in BATCHES[depth]) if depth in BATCHES else ("32", "524,288")
-        tokens = count(8 * shape.parameters)
+        device, total = (f"{each:,}" for each in BATCHES.get(depth, DEFAULT_BATCH))
+        tokens = count(DEFAULT_RATIO * shape.parameters)
         heads = f"{shape.num_heads} × {shape.model_dim // shape.num_heads}"
         numbers = (f"{shape.model_dim:,}", heads, f"{shape.parameters:,}", f"{shape.flops_per_token / 1e9:.3f} G")
         rows.append((name, depth, *numbers, device, total, tokens))
@@ -78,23 +79,34 @@ def ladder() -> str:
 
 def memory() -> str:
     """The peak of one GPU by kind of memory, as the planner chooses the step."""
-    kinds: dict[str, list[str]] = {}
-    header = ["GiB"]
-    for precision in ("bf16", "fp8"):
-        for name, depth in SIZES.items():
-            plan = planned(depth=depth, precision=precision).run.plan
-            header.append(f"{name}, {precision}")
-            _add(kinds, "micro-batches × sequences", f"{plan.grad_accum_steps} × {plan.micro_batch_size}")
-            _add(kinds, "recomputed", plan.recompute_text)
-            for field in fields(plan.memory):
-                _add(kinds, field.name, f"{getattr(plan.memory, field.name) / GIB:.1f}")
-            _add(kinds, "**peak**", f"{plan.peak_gib:.1f}")
-            _add(kinds, "of", f"{plan.job.gpu.memory_gib:.1f}")
-    return table(header, [(kind, *values) for kind, values in kinds.items()]).replace(r"\*\*", "**")
+
+    def cells(plan: StepPlan) -> dict[str, str]:
+        kinds = {field.name: f"{getattr(plan.memory, field.name) / GIB:.1f}" for field in fields(plan.memory)}
+        how = {"micro-batches × sequences": f"{plan.grad_accum_steps} × {plan.micro_batch_size}", "recomputed": plan.recompute_text}
+        return {**how, **kinds, "**peak**": f"{plan.peak_gib:.1f}", "of": f"{plan.job.gpu.memory_gib:.1f}"}
+
+    return _by_model("GiB", cells).replace(r"\*\*", "**")
 
 
-def _add(columns: dict[str, list[str]], kind: str, value: str) -> None:
-    columns.setdefault(kind, []).append(value)
+def step() -> str:
+    """Seconds of a step by kind of work."""
+
+    def cells(plan: StepPlan) -> dict[str, str]:
+        kinds = {field.name: f"{getattr(plan.time, field.name):.3f}" for field in fields(plan.time)}
+        return {**kinds, "a step": f"{plan.time.total:.2f}", "tokens a second": f"{plan.tok_per_s:,.0f}", "MFU": f"{plan.mfu:.1%}"}
+
+    return _by_model("seconds", cells)
+
+
+def _by_model(unit: str, cells: Callable[[StepPlan], dict[str, str]]) -> str:
+    """A column for each model and precision, a row for each of the cells that its plan has."""
+    columns = {
+        f"{name}, {precision}": cells(planned(depth=depth, precision=precision).run.plan)
+        for precision in ("bf16", "fp8")
+        for name, depth in SIZES.items()
+    }
+    kinds = next(iter(columns.values()))
+    return table((unit, *columns), [(kind, *(column[kind] for column in columns.values())) for kind in kinds])
 
 
 def batches() -> str:
@@ -115,31 +127,11 @@ def recompute() -> str:
     """What each level of recomputing takes and gives, at one micro-batch."""
     rows = []
     for depth, size in ((38, 8), (52, 4)):
-        for level, name in enumerate(LEVELS):
-            settings = PlanSettings(depth=depth, gpus=EXAMPLE_NODE, micro_batch_size=size, recompute=name, reshard_after_forward="never")
-            run = Planner(settings, node_of(settings)).answer().run
-            plan = run.plan
-            shape, job = plan.job.shape, plan.job
-            memory = step_memory(shape, size, Recompute(level, depth), False, job.shard_ranks, job.compute_bytes)
-            again = plan.time.recompute / plan.time.total
-            rows.append((depth, size, name, f"{memory.activations / GIB:.1f}", f"{plan.peak_gib:.1f}", f"{again:.1%}", f"{plan.mfu:.1%}"))
+        for name in LEVELS:
+            plan = planned(depth=depth, micro_batch_size=size, recompute=name, reshard_after_forward="never").run.plan
+            gib, again = plan.memory.activations / GIB, plan.time.recompute / plan.time.total
+            rows.append((depth, size, name, f"{gib:.1f}", f"{plan.peak_gib:.1f}", f"{again:.1%}", f"{plan.mfu:.1%}"))
     return table(("depth", "sequences at once", "level", "activations, GiB", "peak, GiB", "time of it", "MFU"), rows)
-
-
-def step() -> str:
-    """Seconds of a step by kind of work."""
-    kinds: dict[str, list[str]] = {}
-    header = ["seconds"]
-    for precision in ("bf16", "fp8"):
-        for name, depth in SIZES.items():
-            plan = planned(depth=depth, precision=precision).run.plan
-            header.append(f"{name}, {precision}")
-            for field in fields(plan.time):
-                _add(kinds, field.name, f"{getattr(plan.time, field.name):.3f}")
-            _add(kinds, "a step", f"{plan.time.total:.2f}")
-            _add(kinds, "tokens a second", f"{plan.tok_per_s:,.0f}")
-            _add(kinds, "MFU", f"{plan.mfu:.1%}")
-    return table(header, [(kind, *values) for kind, values in kinds.items()])
 
 
 def measured() -> str:

@@ -138,7 +138,7 @@ def test_the_stages_one_after_the_other(done: World, desk: Path) -> None:
 
 
 @pytest.mark.parametrize("command", of_kind("here"), ids=lambda one: one.text)
-def test_a_command(command: Command, done: World, desk: Path, request: pytest.FixtureRequest) -> None:
+def test_a_command(command: Command, done: World, desk: Path) -> None:
     for tag in re.findall(r"--model_tag=(d\d+)", command.text):  # a model of that name
         if not (done.base / "runs" / tag).exists():
             shutil.copytree(done.base / "runs/mine", done.base / "runs" / tag)
@@ -192,7 +192,7 @@ def test_a_run_on_a_node_that_is_simulated(command: Command, desk: Path, tmp_pat
     assert "scripts.report" in log.read_text()
 
 
-def test_the_page_and_the_program_that_asks_it(done: World, desk: Path) -> None:
+def test_the_page_and_the_program_that_asks_it(done: World) -> None:
     program = next(text for text in blocks("README.md", "python") if "openai" in text)
     servers = of_kind("server")
     assert len(servers) > 1
