@@ -188,6 +188,19 @@ def test_after_base_training_a_run_goes_on_and_wants_no_more_text(own: dict[str,
     assert "scripts.report" in lines[-1]
 
 
+def test_a_text_of_your_own_is_taken_whole_under_the_name_that_was_given(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    (tmp_path / "python").write_text(FAKE_PYTHON.format(real=sys.executable, log=log))
+    (tmp_path / "python").chmod(0o755)
+    finished = run_script(tmp_path, "run3b.sh", nvidia_smi=eight("NVIDIA H100 80GB HBM3", 81_559), DATA="path:/my text")
+    assert finished.returncode == 0, finished.stderr
+    lines = log.read_text().splitlines()
+    assert [line for line in lines if "scripts.dataset" in line] == ["-m scripts.dataset --data path:/my text --num_shards -1"]
+    for script in ("tok_eval", "tok_encode", "base_train"):
+        (line,) = (line for line in lines if f"scripts.{script} " in line)
+        assert "path:/my text-65536" in line
+
+
 STOPPING_PYTHON = """#!/bin/sh
 case "$*" in
   "- "*) exec {real} "$@" ;;

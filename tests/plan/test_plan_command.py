@@ -145,6 +145,16 @@ def test_a_plan_that_fits_nowhere_says_so(answer: Any, capsys: pytest.CaptureFix
         run("--depth", "38", "--gpus", "8xH100", "--micro_batch_size", "48", "--recompute", "none", "--check")
 
 
+def test_a_text_that_is_here_already_takes_no_room(answer: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    own, hub = answer("--data", "path:/my text"), answer()
+    assert (own["text_shards"], own["data_gb"], own["epochs"]) == (0, 0, None)
+    assert own["checkpoint_gb"] == hub["checkpoint_gb"]
+    run("--data", "path:/my text")
+    assert "path:/my text, which is not on the hub: nothing to fetch" in capsys.readouterr().out
+    with pytest.raises(UserError, match="--data=climbmx: no such text"):
+        run("--data", "climbmx")
+
+
 def test_scripts_read_one_value(capsys: pytest.CaptureFixture[str]) -> None:
     for name, value in (("text_shards", "478"), ("recompute", "none"), ("fits", "true"), ("parameters", "3015835648")):
         run("--depth", "38", "--gpus", "8xH100", "--field", name)

@@ -82,6 +82,15 @@ def test_a_finished_run_is_left_alone(world: World, unbroken: dict[int, float]) 
     assert json.loads((world.base / "runs/unbroken/base/config.json").read_text())["settings"] == kept
 
 
+def test_text_and_tokenizer_may_be_named_by_the_directory_of_the_text(world: World, world_of_text: World) -> None:
+    path = f"path:{world_of_text.base}/my text"
+    named = (f"--data={path}", f"--tokenizer={path}-{VOCAB_SIZE}")
+    finished = world.run("scripts.base_train", *TINY, *named, "--num_iterations=1", "--save_every=-1", "--model_tag=named")
+    assert finished.returncode == 0, finished.stderr
+    assert "warning" not in finished.stderr
+    wrong_request(world.run("scripts.base_train", *TINY, named[0], f"--tokenizer={path}-701"), "no such tokenizer")
+
+
 def test_of_what_says_how_long_only_what_counts_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path))
     stage = StageDirectory("short", "base")
