@@ -15,7 +15,7 @@ from nanochat.preflight.check import GREEN, RED, YELLOW, Finding
 from nanochat.preflight.settings import PreflightSettings
 from tests.preflight.nvidia import Machine
 
-SMALL = PreflightSettings(depth=2, vocab_size=700, max_seq_len=64, num_iterations=10, data="python")
+SMALL = PreflightSettings(depth=2, vocab_size=700, max_seq_len=64, num_iterations=10, data="climbmix")
 """Half a gigabyte, nearly all of it the one shard of text and its tokens that are the least that the plan knows."""
 
 
@@ -72,7 +72,7 @@ def test_a_full_disk_is_red_and_not_filled_further() -> None:
 def test_what_is_on_the_disk_already_needs_no_room() -> None:
     with disk(base(), "size=300m"):
         assert found()["disk"].status == RED
-        for name, size in (("data/python/shard_00000.parquet", 80_000_000), ("tokens/python-12/shard.bin", 90_000_000)):
+        for name, size in (("data/climbmix/shard_00000.parquet", 80_000_000), ("tokens/climbmix-12/shard.bin", 90_000_000)):
             (base() / name).parent.mkdir(parents=True)
             (base() / name).write_bytes(bytes(size))
         finding = found()["disk"]
@@ -83,7 +83,7 @@ def test_what_is_on_the_disk_already_needs_no_room() -> None:
 
 @pytest.mark.usefixtures("machine")
 def test_a_disk_that_has_room_for_base_training_only_is_yellow() -> None:
-    settings = PreflightSettings(depth=6, vocab_size=700, max_seq_len=64, num_iterations=10, data="python")
+    settings = PreflightSettings(depth=6, vocab_size=700, max_seq_len=64, num_iterations=10, data="climbmix")
     needs = found(settings)["disk"].value
     with disk(base(), "size=800m"):
         finding = found(settings)["disk"]
