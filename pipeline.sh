@@ -20,7 +20,7 @@ done
 
 GPUS=$(timeout 60 nvidia-smi -L 2>/dev/null | grep -c '^GPU') || GPUS=0
 if [ "$REHEARSE$PLAN" = falsefalse ] && [ "$GPUS" = 0 ] && [ -z "${NPROC_PER_NODE:-}" ]; then
-  echo "error: this machine has no NVIDIA GPU, and a model of depth $DEPTH needs eight; to see the whole pipeline in miniature: bash ${0##*/} --rehearse" >&2
+  echo "error: this machine has no NVIDIA GPU, and a model of depth $DEPTH needs some, at best eight; to see the whole pipeline in miniature: bash ${0##*/} --rehearse" >&2
   exit 2
 fi
 

@@ -24,14 +24,14 @@ setup() {
   if ! grep -qsxF -e "$stamp" -e "${stamp% *} dev" .venv/complete; then
     if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
       for candidate in python3 python3.11 python3.12 python3.13 python3.14 ""; do
-        [ -n "$candidate" ] || { echo "error: no Python 3.11 or newer found; install one, then give the same command again" >&2; exit 2; }
+        [ -n "$candidate" ] || { echo "error: no Python 3.11 or newer found; install one, then give the same command again" >&2; return 2; }
         "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && break
       done
       echo "set-up: making the virtual environment .venv with $("$candidate" --version)"
-      "$candidate" -m venv --clear .venv || { echo "error: $candidate cannot make a virtual environment; on Debian or Ubuntu: apt install python3-venv" >&2; exit 2; }
+      "$candidate" -m venv --clear .venv || { echo "error: $candidate cannot make a virtual environment; on Debian or Ubuntu: apt install python3-venv" >&2; return 2; }
     fi
     echo "set-up: installing what pyproject.toml asks for, at the versions of constraints.txt"
-    .venv/bin/python -m pip install --progress-bar "$([ -t 1 ] && echo on || echo off)" --disable-pip-version-check -c constraints.txt -e ".$([ "$extra" = base ] || echo "[$extra]")"
+    .venv/bin/python -m pip install --progress-bar "$([ -t 1 ] && echo on || echo off)" --disable-pip-version-check -c constraints.txt -e ".$([ "$extra" = base ] || echo "[$extra]")" || return 1
     echo "$stamp" >.venv/complete
   fi
   export VIRTUAL_ENV="$PWD/.venv" PATH="$PWD/.venv/bin:$PATH"

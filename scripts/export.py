@@ -2,7 +2,7 @@
 
 python -m scripts.export --model_tag=d38 --output=my-model
 python -m scripts.export --model_tag=d38 \\
-    --push_to_hub=OWNER/NAME --license=mit
+    --push_to_hub=OWNER/NAME
 python -m scripts.export --from_nanochat=DIR --output=my-model
 """
 

@@ -46,10 +46,10 @@ class World:
             return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={nproc}", "-m", module, "--", *args]
         return [sys.executable, "-m", module, *args]
 
-    def run(self, module: str, *args: str, nproc: int = 0, **environment: str) -> Finished:
+    def run(self, module: str, *args: str, nproc: int = 0, cwd: Path = ROOT, **environment: str) -> Finished:
         """Run a script to its end."""
         command = self.arguments(module, *args, nproc=nproc)
-        return subprocess.run(command, cwd=ROOT, env=self.environment(**environment), capture_output=True, text=True, timeout=300)
+        return subprocess.run(command, cwd=cwd, env=self.environment(**environment), capture_output=True, text=True, timeout=300)
 
     def losses(self, tag: str) -> dict[int, float]:
         """Loss by step, from metrics.jsonl."""

@@ -141,14 +141,15 @@ def _or_inf(value: float | None) -> float:
 
 
 def verdict(comparisons: list[Comparison], change: str) -> str:
-    """What is to be done with a change: kept, where it wins at two depths or more and loses at none."""
+    """What is to be done with a change: kept, where it wins at two depths or more, by several seeds each, and is behind at none."""
     ours = [each for each in comparisons if each.change == change and each.equal == "tokens"]
-    wins = sum(each.wins for each in ours)
-    if wins >= KEPT_AT and wins == len(ours):
+    several = [each for each in ours if len(each.differences) > 1]
+    wins = sum(each.wins for each in several)
+    if wins >= KEPT_AT and wins == len(several) and all(each.mean < 0 for each in ours):
         return "keep"
     if any(each.mean > each.uncertainty for each in ours):
         return "worse"
-    if any(len(each.differences) < 2 for each in ours):
+    if len(several) < len(ours):
         return "one seed says nothing"
     return f"wins at {wins} of {len(ours)} depths" if wins else "within the spread of seeds"
 

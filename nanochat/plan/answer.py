@@ -8,7 +8,7 @@ from nanochat.common.errors import UserError
 from nanochat.plan import batch, budget
 from nanochat.plan.budget import Run
 from nanochat.plan.choose import RESHARD, StepPlan, best, what_is_short
-from nanochat.plan.disk import LATER_STAGES, Disk, disk_of, kept_for_good
+from nanochat.plan.disk import Disk, disk_of, kept_for_good
 from nanochat.plan.hardware import GPUS, Gpu, parse_gpus, split_gpus
 from nanochat.plan.loss import Forecast, expected
 from nanochat.plan.memory import GIB
@@ -123,7 +123,7 @@ class Answer:
             "epochs": disk.epochs,
             "data_gb": disk.data_gb,
             "checkpoint_gb": disk.checkpoint_gb,
-            "later_stages_gb": len(LATER_STAGES) * disk.later_stage_gb,
+            "later_stages_gb": disk.later_stages_gb,
             "estimated": plan.estimated,
             "basis": plan.basis,
         }

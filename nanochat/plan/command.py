@@ -7,7 +7,7 @@ from typing import Any
 from nanochat.common.console import say
 from nanochat.common.errors import UserError
 from nanochat.plan.answer import EXAMPLE_NODE, Answer, Node, Planner, compare, node_of
-from nanochat.plan.disk import LATER_STAGES, check_disk
+from nanochat.plan.disk import check_disk
 from nanochat.plan.hardware import Gpu
 from nanochat.plan.memory import GIB
 from nanochat.plan.settings import OFF, PlanSettings
@@ -132,7 +132,7 @@ def _disk_table(answer: Answer) -> Table:
     rows = [
         *fetched,
         ("checkpoints and model", f"{amount(disk.checkpoint_gb)} GB"),
-        ("the same of the stages after it", f"{amount(len(LATER_STAGES) * disk.later_stage_gb)} GB"),
+        ("the same of the stages after it", f"{amount(disk.later_stages_gb)} GB"),
     ]
     return Table("disk", rows, last_is_words=True)
 

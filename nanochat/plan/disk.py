@@ -49,6 +49,16 @@ class Disk:
         """Text and token shards."""
         return self.text_gb + self.tokens_gb
 
+    @property
+    def later_stages_gb(self) -> float:
+        """Checkpoints and models of all stages after base training."""
+        return len(LATER_STAGES) * self.later_stage_gb
+
+    @property
+    def total_gb(self) -> float:
+        """All that a run from text to its last stage reads and writes."""
+        return self.data_gb + self.checkpoint_gb + self.later_stages_gb
+
 
 def disk_of(shape: Shape, tokens: int, data: str, kept: int = 0) -> Disk:
     """What training on so many tokens of a source needs, where `kept` checkpoints are kept for good besides the last two.

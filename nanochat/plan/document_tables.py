@@ -10,7 +10,6 @@ from nanochat.common.markdown import block, table
 from nanochat.plan import measurements
 from nanochat.plan.answer import EXAMPLE_NODE, Answer, Planner, compare, node_of
 from nanochat.plan.choose import StepPlan
-from nanochat.plan.disk import LATER_STAGES
 from nanochat.plan.hardware import GPUS
 from nanochat.plan.loss import forecast, read_fits, read_runs
 from nanochat.plan.measurements import Measurement
@@ -56,19 +55,19 @@ def sizes() -> str:
         shape = Shape(depth)
         name = next((name for name, each in SIZES.items() if each == depth), "")
         device, total = (f"{each:,}" for each in BATCHES.get(depth, DEFAULT_BATCH))
-        tokens = count(DEFAULT_RATIO * shape.parameters)
+        tokens, room = count(DEFAULT_RATIO * shape.parameters), amount(planned(depth=depth).disk.total_gb)
         heads = f"{shape.num_heads} × {shape.model_dim // shape.num_heads}"
         numbers = (f"{shape.model_dim:,}", heads, f"{shape.parameters:,}", f"{shape.flops_per_token / 1e9:.3f} G")
-        rows.append((name, depth, *numbers, device, total, tokens))
+        rows.append((name, depth, *numbers, device, total, tokens, room))
     header = ("", "`--depth`", "width", "heads", "parameters", "training FLOPs a token")
-    return _with_code(table((*header, "`--device_batch_size`", "`--total_batch_size`", "tokens, 8 a parameter"), rows))
+    return _with_code(table((*header, "`--device_batch_size`", "`--total_batch_size`", "tokens, 8 a parameter", "disk, GB"), rows))
 
 
 def ladder() -> str:
     """What the last two rungs take: a hundred steps, and the run."""
     rows = []
     for name, depth in SIZES.items():
-        for steps, what in ((LADDER_STEPS, f"{LADDER_STEPS} steps"), (-1, "the whole base training")):
+        for steps, what in ((LADDER_STEPS, f"{LADDER_STEPS} steps alone"), (-1, "base training")):
             for precision in ("bf16", "fp8"):
                 answer = planned(depth=depth, num_iterations=steps, precision=precision)
                 hours = answer.run.hours
@@ -151,7 +150,7 @@ def measured() -> str:
 
 
 def _peak_of(row: Measurement) -> str:
-    if row.source == "sketch":
+    if row.source == "prototype":
         return "another program"  # its layers kept other tensors
     shape = Shape(row.depth, row.vocab_size, row.seq_len)
     memory = step_memory(
@@ -218,8 +217,7 @@ def disk() -> str:
         for ratio in (8, 20):
             answer = planned(depth=depth, target_param_data_ratio=ratio)
             d = answer.disk
-            later = len(LATER_STAGES) * d.later_stage_gb
-            sums = (d.text_gb, d.tokens_gb, d.one_checkpoint_gb, d.checkpoint_gb, later, d.data_gb + d.checkpoint_gb + later)
+            sums = (d.text_gb, d.tokens_gb, d.one_checkpoint_gb, d.checkpoint_gb, d.later_stages_gb, d.total_gb)
             rows.append((f"{name}, {ratio} tokens a parameter", d.text_shards, f"{d.epochs or 0:.2f}", *map(amount, sums)))
     header = ("", "text shards", "of the source", "text, GB", "token shards, GB", "one checkpoint, GB", "checkpoints and model, GB")
     return table((*header, "the same of mid, sft, rl, GB", "in all, GB"), rows)
@@ -268,10 +266,10 @@ def rehearsal() -> str:
     kept = json.loads(REHEARSAL.read_text(encoding="utf-8"))
     minutes, seconds = divmod(kept["took_s"], 60)
     took = (
-        f"On {kept['date']} the rehearsal took {minutes} min {seconds} s on {kept['machine']}, from text to report, the packages there "
-        f"already. Its model of {kept['parameters'] / 1e6:.1f} million parameters, trained on the documentation inside a Python "
-        f"installation, takes {kept['val_bpb']:.2f} bits for a byte of held-out text; `xz -9e` takes {kept['xz_bpb']:.2f}. Right answers "
-        "to questions that it has never seen, after each stage, beside the best constant answer:"
+        f"On {kept['date']} the rehearsal took {minutes} min {seconds} s on {kept['machine']}, from text to report, with the packages "
+        f"already installed. Its model of {kept['parameters'] / 1e6:.1f} million parameters, trained on the documentation inside a Python "
+        f"installation, needs {kept['val_bpb']:.2f} bits per byte of held-out text; `xz -9e` needs {kept['xz_bpb']:.2f}. Accuracy "
+        "on held-out questions after each stage, beside the best constant answer:"
     )
     stages = ("base", "mid", "sft", "rl")
     rows = [

@@ -69,7 +69,7 @@ def guide() -> str:
     same = planned(depth=SIZES["3B"], usd=2000, usd_per_gpu_hour=USD_PER_HOUR / RANKS)
     cheaper = f"; the 3B for as much {bits_per_byte(same)}"
     rows.append(("quality of the 7B", "state of the art below $2,000", buys + cheaper, "a 3B is better at that price"))
-    rows.append(("code", "no changes required", "it runs out of memory on every GPU that is sold by that name", "wrong"))
+    rows.append(("code", "no changes required", "it runs out of memory on every H100 of 80 GB", "wrong"))
     return table(("", "the guide", f"on {EXAMPLE_NODE}, by the planner", "so it was"), rows, words=4)
 
 
@@ -110,14 +110,14 @@ def _room(name: str, answer: Answer, says: Promise) -> list[tuple[str, str, str,
     job = plan.job
     at_once = f"{job.device_batch_size} sequences are a step's sum for a GPU, {plan.micro_batch_size} are in memory at once"
     memory = f"{plan.peak_gib:.1f} GiB: {at_once}"
-    total = disk.data_gb + disk.checkpoint_gb
+    parts = f"{amount(disk.data_gb)} text and tokens, {amount(disk.checkpoint_gb)} base training, the rest mid, sft and rl"
     return [
         (f"{name}: memory of a GPU", f"{low} to {high} GB", memory, _verdict(low, high, plan.peak_gib * 1.0737)),
         (
             f"{name}: disk",
             f"{says.disk_gb} GB",
-            f"{amount(disk.data_gb)} GB of text and tokens, {amount(disk.checkpoint_gb)} GB of checkpoints",
-            _verdict(0, says.disk_gb, total),
+            f"{amount(disk.total_gb)} GB: {parts}",
+            _verdict(0, says.disk_gb, disk.total_gb),
         ),
     ]
 

@@ -19,7 +19,7 @@ class Gpu:
     peak_bf16_flops: float
     """Dense bf16 peak with float32 sums, FLOP/s."""
     peak_fp8_flops: float | None
-    """Dense fp8 peak with float32 sums, FLOP/s; None where there is no fp8."""
+    """Dense fp8 peak with float32 sums, FLOP/s; None where there is none, or none in the format that is used here."""
     peak_fp32_flops: float
     """Peak of true float32, FLOP/s."""
     bandwidth_bytes_per_s: float
@@ -56,7 +56,7 @@ GPUS = (
     Gpu("RTX-4090", 23.6, 165.2e12, 330.3e12, 82.6e12, 1.008e12, "PCIe 4", 31.5e9, 0.40, ("GeForce RTX 4090",)),
     Gpu("RTX-5090", 31.3, 209.5e12, 419e12, 104.8e12, 1.792e12, "PCIe 5", 63e9, 0.70, ("GeForce RTX 5090",)),
     Gpu("L40S", 44.4, 362e12, 733e12, 91.6e12, 0.864e12, "PCIe 4", 31.5e9, 0.90, ("L40S",)),
-    Gpu("MI300X", 191.9, 1307.4e12, 2614.9e12, 163.4e12, 5.3e12, "Infinity Fabric", 448e9, 2.50, ("Instinct MI300X",)),
+    Gpu("MI300X", 191.9, 1307.4e12, None, 163.4e12, 5.3e12, "Infinity Fabric", 448e9, 2.50, ("Instinct MI300X",)),
 )
 
 # Dense FLOPs per clock and multiprocessor, bf16 (float32 sums) and float32, by compute capability: the data sheets' peaks divided

@@ -56,7 +56,7 @@ class Measurement:
     command: str | None
     """What measures it again; None where that program is not part of this project."""
     source: str
-    """`bench_train`; or `sketch`, an early program with the same sizes whose layers kept more for the backward pass."""
+    """`bench_train`; or `prototype`, an early program with the same sizes whose layers kept more for the backward pass."""
     saved_widths: float | None = None
     """Tensors of tokens × width that a layer kept, where they are not those of this model."""
     recipe: str = ""
@@ -132,9 +132,9 @@ def read(path: Path | None = None) -> tuple[Measurement, ...]:
 
 @cache
 def of_kind(gpu: str, precision: str) -> tuple[Measurement, ...]:
-    """The rows of one kind of GPU in one precision; those of a sketch only where nothing else was measured."""
+    """The rows of one kind of GPU in one precision; those of a prototype only where nothing else was measured."""
     rows = tuple(row for row in read() if (row.gpu, row.precision) == (gpu, precision))
-    return tuple(row for row in rows if row.source != "sketch") or rows
+    return tuple(row for row in rows if row.source != "prototype") or rows
 
 
 def basis(gpu: str, precision: str) -> str:
@@ -142,8 +142,8 @@ def basis(gpu: str, precision: str) -> str:
     rows = of_kind(gpu, precision)
     if not rows:
         return "estimated"
-    if rows[0].source == "sketch":
-        return "from a sketch"
+    if rows[0].source == "prototype":
+        return "from a prototype"
     newest = max(rows, key=lambda row: row.date or "")
     return f"measured {newest.date} with torch {newest.torch}, CUDA {newest.cuda}"
 

@@ -58,6 +58,13 @@ def test_a_change_is_kept_only_where_it_wins_at_two_depths() -> None:
     assert "never" in made[-1]
 
 
+def test_a_depth_with_one_seed_does_not_count_but_must_not_speak_against() -> None:
+    two = [result("two", seed, 1.9 + 0.01 * seed, depth) for depth in (4, 6) for seed in (1, 2, 3)]
+    for bpb, says in ((1.9, "keep"), (2.1, "one seed says nothing")):
+        third = [result("baseline", 1, 2.0, 8), result("two", 1, bpb, 8)]
+        assert verdict(compare(grid(*two, *third)), "two") == says
+
+
 def test_a_line_of_a_killed_process_is_left_out_and_the_next_one_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "results.jsonl"
     append_result(path, result("a", 1, 2.0))

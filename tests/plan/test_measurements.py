@@ -13,9 +13,9 @@ from nanochat.plan import measurements
 from nanochat.plan.measurements import basis, of_kind, read, record
 
 
-def test_the_table_begins_with_the_sketches_of_one_rank_of_eight() -> None:
-    sketches = [row for row in read() if row.source == "sketch"]
-    assert {(row.gpu, row.depth, row.world_size) for row in sketches} == {("H100-80GB", 38, 8), ("H100-80GB", 52, 8)}
+def test_the_table_begins_with_the_prototypees_of_one_rank_of_eight() -> None:
+    prototypees = [row for row in read() if row.source == "prototype"]
+    assert {(row.gpu, row.depth, row.world_size) for row in prototypees} == {("H100-80GB", 38, 8), ("H100-80GB", 52, 8)}
 
 
 def test_a_recorded_row_takes_the_place_of_an_older_one(tmp_path: Path) -> None:
@@ -35,9 +35,9 @@ def test_a_recorded_row_takes_the_place_of_an_older_one(tmp_path: Path) -> None:
 
 @pytest.fixture
 def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A table with the sketches alone, in place of the project's."""
+    """A table with the prototypees alone, in place of the project's."""
     path = tmp_path / "table.json"
-    path.write_text(json.dumps([asdict(row) for row in read() if row.source == "sketch"]))
+    path.write_text(json.dumps([asdict(row) for row in read() if row.source == "prototype"]))
     monkeypatch.setattr(measurements, "TABLE", path)
     of_kind.cache_clear()
     yield path
@@ -49,12 +49,12 @@ def test_a_kind_that_the_planner_does_not_know_is_not_recorded(table: Path) -> N
         record(replace(read()[0], gpu="Radeon 9700"))
 
 
-def test_what_rests_on_nothing_is_called_estimated_and_on_a_sketch_a_sketch(table: Path) -> None:
-    assert basis("H100-80GB", "bf16") == "from a sketch"
+def test_what_rests_on_nothing_is_called_estimated_and_on_a_prototype_a_prototype(table: Path) -> None:
+    assert basis("H100-80GB", "bf16") == "from a prototype"
     assert basis("H100-80GB", "fp32") == basis("B200", "bf16") == "estimated"
 
 
-def test_measurements_take_the_place_of_sketches_in_what_speeds_rest_on(table: Path) -> None:
+def test_measurements_take_the_place_of_prototypees_in_what_speeds_rest_on(table: Path) -> None:
     row = replace(read()[0], source="bench_train", date="2026-12-01", torch="2.13.0", cuda="13.0", saved_widths=None)
     record(row)
     assert of_kind("H100-80GB", "bf16") == (row,)

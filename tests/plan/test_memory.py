@@ -52,8 +52,8 @@ def test_the_state_of_a_run_is_sixteen_bytes_a_parameter_or_less() -> None:
     assert memory.parameters + memory.gradients + memory.optimizer == pytest.approx(state / 8)
 
 
-# What a layer of the fp8 sketch kept was not counted, so its peak says nothing of this model's.
-COMPARABLE = [row for row in measurements.read() if row.source != "sketch" or row.saved_widths is not None]
+# What a layer of the fp8 prototype kept was not counted, so its peak says nothing of this model's.
+COMPARABLE = [row for row in measurements.read() if row.source != "prototype" or row.saved_widths is not None]
 
 
 @pytest.mark.parametrize("row", COMPARABLE, ids=lambda row: f"{row.gpu}-d{row.depth}-{row.micro_batch_size}-{row.source}")

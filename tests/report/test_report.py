@@ -200,11 +200,11 @@ def test_what_a_model_wrote_stays_inside_its_block(run: Path) -> None:
 
 
 def test_the_newest_run_or_the_one_that_is_named(world: World, trained: Path, tmp_path: Path) -> None:
-    finished = world.run("scripts.report", "--model_tag=trained")
+    finished = world.run("scripts.report", "--model_tag=trained", cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
     assert (trained.parents[1] / "report.md").exists()
     assert list((trained.parents[1] / "report").glob("*.png"))
-    Path("report.md").unlink(missing_ok=True)
+    assert (tmp_path / "report.md").exists()
     shutil.rmtree(trained.parents[1] / "report")
     wrong_request(world.run("scripts.report", "--model_tag=none-such"), "none-such", "trained")
     wrong_request(world.run("scripts.report", NANOCHAT_BASE_DIR=str(tmp_path)), "no run")

@@ -52,7 +52,7 @@ def test_training_takes_what_was_found_and_says_so(world: World, tuned: dict[str
     mine = next(each for each in tuned["tuned"] if each["precision"] == tuned["precision"])
     assert kept["kernels"] == mine["recipe"]
     assert kept["computes_in"] == tuned["precision"]
-    report = world.run("scripts.report", "--model_tag=tuned")
+    report = world.run("scripts.report", "--model_tag=tuned", cwd=world.base)
     assert report.returncode == 0, report.stderr
     text = (world.base / "runs/tuned/report.md").read_text()
     assert "How the machine was tuned" in text
