@@ -13,6 +13,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from tests import warm
+
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and so would all that tests start
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as nohup does
 ROOT = Path(__file__).parents[1]
@@ -48,8 +50,11 @@ class World:
 
     def run(self, module: str, *args: str, nproc: int = 0, cwd: Path = ROOT, **environment: str) -> Finished:
         """Run a script to its end."""
+        own = self.environment(**environment)
+        if not nproc and warm.fits(own):
+            return warm.run(module, list(args), cwd, own, timeout=300)
         command = self.arguments(module, *args, nproc=nproc)
-        return subprocess.run(command, cwd=cwd, env=self.environment(**environment), capture_output=True, text=True, timeout=300)
+        return subprocess.run(command, cwd=cwd, env=own, capture_output=True, text=True, timeout=300)
 
     def losses(self, tag: str) -> dict[int, float]:
         """Loss by step, from metrics.jsonl."""

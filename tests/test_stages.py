@@ -85,10 +85,10 @@ def lines_until(process: subprocess.Popen[str], word: str) -> None:
     raise AssertionError(f"{word!r} was not said")
 
 
-WORKER = """
+WORKER = r"""
 import os, signal, sys, time
 def heard(number, frame):
-    print("heard", signal.Signals(number).name, flush=True)
+    os.write(1, f"heard {signal.Signals(number).name}\n".encode())  # print may be in the middle of a line of its own
     heard.times += 1
     if heard.times == 2:
         os._exit(9)
