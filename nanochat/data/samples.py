@@ -63,14 +63,15 @@ class Samples:
         self.manifest, self.shuffle = manifest, shuffle
         index = read_index(directory)
         present = {shard.name: shard for shard in index.shards}
-        self._tokens: list[NDArray[np.uint16]] = []
+        self.shards: list[NDArray[np.uint16]] = []
+        """The ids of each shard."""
         for name, _, sha256 in manifest.shards:
             if name not in present or present[name].sha256 != sha256:
                 raise UserError(
                     f"{directory / name} is not the token shard that this run began with: "
                     "put it back, or start a new run under another --model_tag"
                 )
-            self._tokens.append(np.asarray(open_shard(index, present[name])))  # a plain view: slicing a memmap is slow
+            self.shards.append(np.asarray(open_shard(index, present[name])))  # a plain view: slicing a memmap is slow
         rows = np.array([max(0, (tokens - 1) // manifest.seq_len) for _, tokens, _ in manifest.shards])
         self._ends = np.cumsum(rows)
         self.per_epoch = int(self._ends[-1])
@@ -97,7 +98,7 @@ class Samples:
         out = np.empty((len(numbers), length + 1), dtype=np.int64)
         for row, (place, shard) in enumerate(zip(places.tolist(), shards.tolist(), strict=True)):
             start = (place - (int(self._ends[shard - 1]) if shard else 0)) * length
-            out[row] = self._tokens[shard][start : start + length + 1]
+            out[row] = self.shards[shard][start : start + length + 1]
         return out
 
     def read(self, numbers: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

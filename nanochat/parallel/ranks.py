@@ -50,6 +50,11 @@ class Ranks:
         dist.all_reduce(tensor)
         return tensor
 
+    def broadcast_(self, tensor: Tensor) -> Tensor:
+        """Give a tensor the first rank's values, in place."""
+        dist.broadcast(tensor, src=0)
+        return tensor
+
     def least(self, value: float) -> float:
         """The smallest of the ranks' values."""
         tensor = torch.tensor(value, dtype=torch.float64, device=self.device)

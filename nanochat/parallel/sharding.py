@@ -34,6 +34,26 @@ def rows_held(parameter: Tensor) -> tuple[Tensor, int]:
     return parameter.to_local(), min(chunk * mesh.get_local_rank(mesh.ndim - 1), parameter.size(0))
 
 
+ROWS_AT_ONCE = 8192
+
+
+@torch.no_grad()
+def begin_with(parameter: Tensor, rows: Tensor | None, ranks: Ranks) -> None:
+    """Give a matrix the first rank's rows, (n, columns) on its device, each rank those that it holds; where one is zero it stays as it is.
+
+    rows: None on all other ranks.
+    """
+    held, first = rows_held(parameter)
+    for start in range(0, parameter.size(0), ROWS_AT_ONCE):
+        end = min(start + ROWS_AT_ONCE, parameter.size(0))
+        some = held.new_empty(end - start, held.size(1)) if rows is None else rows[start:end].contiguous()
+        ranks.broadcast_(some)
+        low, high = max(first, start), min(first + held.size(0), end)
+        if low < high:
+            given, ours = some[low - start : high - start], held[low - first : high - first]
+            ours.copy_(torch.where((given != 0).any(dim=1, keepdim=True), given, ours))
+
+
 def shard(model: GPT, mesh: DeviceMesh, compute_dtype: torch.dtype, reshard: bool) -> None:
     """Share out the parameters over the mesh, in place; layer by layer, the embedding and the head each a group of its own.
 

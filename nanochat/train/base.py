@@ -1,11 +1,17 @@
 """Base training: a new model learns to continue text."""
 
+import time
+from functools import partial
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from nanochat.common.console import say, warn
 from nanochat.common.paths import tokenizer_dir, tokens_dir
 from nanochat.data.defaults import resolve_data, resolve_tokenizer
 from nanochat.data.loader import micro_batches
+from nanochat.data.neighbours import embedding_of_text
 from nanochat.data.samples import Manifest, Samples
 from nanochat.data.token_shards import TokenIndex, read_index, verify_shards
 from nanochat.engine.batch import complete
@@ -96,21 +102,31 @@ def _train(s: BaseTrainSettings, stage: StageDirectory, r: Ranks) -> None:
             Evaluation("", s.sample_every, samples),
         ]
 
+    config = GPTConfig.from_depth(s.depth, tokenizer.vocab_size, s.max_seq_len)
     course = Course(
         stage=stage,
         settings=s,
         identity=identity,
         tokenizer=tokenizer,
-        config=GPTConfig.from_depth(s.depth, tokenizer.vocab_size, s.max_seq_len),
+        config=config,
         seq_len=s.max_seq_len,
         source=None,
         num_iterations=lambda plan, usd_per_gpu_hour: horizon(s, plan, usd_per_gpu_hour, stage.path / "horizon.json"),
         announce=lambda num_iterations: _announce(s, num_iterations, train_samples),
         batches=lambda _, split, first_sample: micro_batches(train_samples, split, first_sample, r.device),
         evaluations=evaluations,
+        embedding=partial(_embedding, config, train_samples) if s.embedding_init == "text" else None,
         card=lambda state: base_card(s.tag, s.depth, index.data, state, s.max_seq_len, tokenizer.vocab_size),
     )
     train(course, r)
+
+
+def _embedding(config: GPTConfig, samples: Samples, device: torch.device) -> Tensor:
+    """What a new model's embedding begins with, (V, d)."""
+    began = time.monotonic()
+    rows = embedding_of_text(samples.shards, config.vocab_size, config.hidden_size, device)
+    say(f"the embedding begins with what the text says of each token's neighbours ({time.monotonic() - began:.1f} s)")
+    return rows
 
 
 def _announce(s: BaseTrainSettings, num_iterations: int, train_samples: Samples) -> None:

@@ -138,14 +138,13 @@ class BaseTrainSettings(TrainSettings):
     """
 
     GROUPS: ClassVar[dict[str, str]] = {
-        "Model and text": "depth max_seq_len data tokenizer",
+        "Model and text": "depth max_seq_len data tokenizer embedding_init",
         "Length of the run": "num_iterations target_hours target_usd target_flops target_param_data_ratio",
         **TrainSettings.GROUPS,
         "Evaluation": TrainSettings.GROUPS["Evaluation"] + " core_metric_every core_metric_max_per_task bundle",
     }
 
     # What beats the plain settings at depths 2 and 3, by more than seeds differ: ablations/README.md.
-    embedding_lr: float = 0.8
     muon_beta2: float = 0.95
     warmdown_ratio: float = 0.6
     depth: int = 20
@@ -156,6 +155,9 @@ class BaseTrainSettings(TrainSettings):
     """Text to train on: python, climbmix, fineweb-edu or path:DIR. Default: climbmix, or the only one that is there."""
     tokenizer: str | None = None
     """Tokenizer, by name, as in python-4096. Default: climbmix-65536, or the only one that is there."""
+    embedding_init: Literal["text", "random"] = "text"
+    """What a new model's embedding begins with: what the text says of each token's neighbours, or random numbers. These want
+    --embedding_lr=0.8."""
     num_iterations: int = OFF
     """Steps; -1 to follow from the flags below."""
     target_flops: float = OFF

@@ -10,8 +10,9 @@ from torch.distributed.tensor import DTensor
 from nanochat.model.config import GPTConfig
 from nanochat.model.gpt import GPT
 from nanochat.model.init import init_weights
+from nanochat.parallel import sharding
 from nanochat.parallel.ranks import Ranks
-from nanochat.parallel.sharding import clip_gradients, reshard, sharded_model
+from nanochat.parallel.sharding import begin_with, clip_gradients, reshard, sharded_model
 from nanochat.plan.recipe import Recipe
 from nanochat.plan.recompute import Recompute
 from tests.processes import run_ranks
@@ -105,3 +106,28 @@ def test_the_start_is_the_same_at_any_number_of_ranks_and_another_for_another_se
     layers = [one[f"model.layers.{layer}.mlp.fc1.weight"] for layer in (0, 1)]
     assert abs(np.corrcoef(layers[0].ravel(), layers[1].ravel())[0, 1]) < 0.02
     assert abs(np.corrcoef(layers[0][:128].ravel(), layers[0][64:192].ravel())[0, 1]) < 0.02  # blocks of rows are not alike
+
+
+def embedding_begun(ranks: Ranks, nodes: int, rows: np.ndarray) -> np.ndarray:
+    """The whole embedding after the first rank's rows were shared out."""
+    r = Ranks(ranks.rank, ranks.world_size, ranks.world_size // nodes, ranks.device)
+    model = sharded_model(
+        CONFIG, r, r.mesh(), torch.float32, 7, recompute=Recompute(0, 0), reshard=False, recipe=Recipe(compile="off"), std_of=random_std
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding, "ROWS_AT_ONCE", 64)
+        begin_with(model.model.embed_tokens.weight, torch.from_numpy(rows) if r.is_first else None, r)
+    weight = model.model.embed_tokens.weight
+    assert isinstance(weight, DTensor)
+    return weight.full_tensor().detach().numpy().copy()
+
+
+@pytest.mark.parametrize(("ranks", "nodes"), [(1, 1), (3, 1), (4, 2)])
+def test_rows_of_the_first_rank_reach_whoever_holds_them_and_zeros_change_nothing(ranks: int, nodes: int) -> None:
+    model = GPT(CONFIG)
+    init_weights(model, 7, std_of=random_std)
+    rows = np.random.default_rng(0).standard_normal((301, CONFIG.hidden_size)).astype(np.float32)
+    rows[[0, 70, 300]] = 0
+    want = np.where(rows.any(axis=1, keepdims=True), rows, model.model.embed_tokens.weight.detach().numpy())
+    for got in run_ranks(ranks, embedding_begun, nodes, rows):
+        np.testing.assert_array_equal(got, want)

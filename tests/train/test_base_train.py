@@ -40,6 +40,13 @@ def test_the_loss_falls_and_every_step_is_recorded(world: World, unbroken: dict[
     assert kept == ["step_00000018", "step_00000024"]
 
 
+def test_an_embedding_that_begins_with_the_text_is_ahead_of_a_random_one(world: World, unbroken: dict[int, float]) -> None:
+    finished = world.run("scripts.base_train", *FLAGS, "--embedding_init=random", "--model_tag=random")
+    assert finished.returncode == 0, finished.stderr
+    assert "neighbours" not in finished.stdout
+    assert unbroken[24] < world.losses("random")[24] - 0.05
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_cut_off_and_started_again_the_losses_are_bit_for_bit_the_same(world: World, unbroken: dict[int, float], number: int) -> None:
     tag = f"cut-{number}"
