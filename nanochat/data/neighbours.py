@@ -26,40 +26,41 @@ def _excerpt(shards: Sequence[NDArray[np.uint16]], tokens: int) -> list[NDArray[
     return [shard[: round(share * len(shard))] for shard in shards]
 
 
-def _pairs(shards: Sequence[NDArray[np.uint16]], number_of: NDArray[np.int64], count: int, distance: int, after: bool) -> NDArray[np.int64]:
-    """How often each token has each of `count` neighbours at a distance: (V, count). number_of: (V,), `count` for a token that is none."""
-    width, seen = count + 1, np.zeros(len(number_of) * (count + 1), dtype=np.int64)
-    for shard in shards:
-        first, second = shard[:-distance], shard[distance:]
-        token, neighbour = (first, second) if after else (second, first)
-        seen += np.bincount(token.astype(np.int64) * width + number_of[neighbour], minlength=len(seen))
-    return seen.reshape(-1, width)[:, :count]
-
-
 def neighbour_table(
-    shards: Sequence[NDArray[np.uint16]], vocab_size: int, tokens: int = TOKENS
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    shards: Sequence[NDArray[np.uint16]], vocab_size: int, device: torch.device, tokens: int = TOKENS
+) -> tuple[Tensor, Tensor]:
     """For each token how much more often than by chance each neighbour stands at each distance from it, and the token's share of the text.
 
     shards: ids of the text. Returns a table (V, 2 · REACH · neighbours) in nats, a column times the root of its neighbour's frequency,
-    zeros for a token that was not seen; and shares (V,).
+    zeros for a token that was not seen; and shares (V,). Both float64 on the device.
     """
     shards = _excerpt(shards, tokens)
-    seen = np.zeros(vocab_size, dtype=np.int64)
+    seen = torch.zeros(vocab_size, dtype=torch.float64, device=device)
     for shard in shards:
-        seen += np.bincount(shard, minlength=vocab_size)
-    chosen = np.argsort(-seen, kind="stable")[: min(NEIGHBOURS, np.count_nonzero(seen))]
-    usual = seen[chosen] / seen.sum()
-    number_of = np.full(vocab_size, len(chosen))
-    number_of[chosen] = np.arange(len(chosen))
-    table = np.empty((vocab_size, 2 * REACH, len(chosen)))
-    for place, (distance, after) in enumerate((distance, after) for distance in range(1, REACH + 1) for after in (True, False)):
-        pairs = _pairs(shards, number_of, len(chosen), distance, after)
-        information = np.log((pairs + DOUBT * usual) / ((seen[:, None] + DOUBT) * usual))
+        seen += _on(device, shard).bincount(minlength=vocab_size)
+    chosen = seen.argsort(descending=True, stable=True)[: min(NEIGHBOURS, int(seen.count_nonzero()))]
+    count, usual = len(chosen), seen[chosen] / seen.sum()
+    number_of = torch.full((vocab_size,), count, device=device)  # what is no neighbour is counted too, and left out at the end
+    number_of[chosen] = torch.arange(count, device=device)
+    table = torch.zeros(vocab_size, 2 * REACH, count, dtype=torch.float64, device=device)
+    for shard in shards:
+        ids = _on(device, shard)
+        numbers = number_of[ids]
+        for distance in range(1, REACH + 1):
+            before, after = slice(None, -distance), slice(distance, None)
+            for place, (token, neighbour) in enumerate(((before, after), (after, before)), 2 * (distance - 1)):
+                pairs = (ids[token] * (count + 1) + numbers[neighbour]).bincount(minlength=vocab_size * (count + 1))
+                table[:, place] += pairs.view(vocab_size, count + 1)[:, :count]
+    for place in range(2 * REACH):
+        information = ((table[:, place] + DOUBT * usual) / ((seen[:, None] + DOUBT) * usual)).log_()
         information -= (information @ usual / usual.sum())[:, None]  # softmax does not see what all neighbours have in common
-        table[:, place] = information * np.sqrt(usual)
+        table[:, place] = information * usual.sqrt()
     table[seen == 0] = 0
-    return table.reshape(vocab_size, -1), seen / seen.sum()
+    return table.flatten(1), seen / seen.sum()
+
+
+def _on(device: torch.device, ids: NDArray[np.uint16]) -> Tensor:
+    return torch.from_numpy(ids.astype(np.int64)).to(device)
 
 
 def embedding_of_text(
@@ -70,9 +71,9 @@ def embedding_of_text(
     shards: ids of the text, of which about `tokens` are read. The first of `width` coordinates hold most of the square, and where
     the text has fewer components than that the last are zero. In float64, so that it comes out the same however many threads add it up.
     """
-    table, share = neighbour_table(shards, vocab_size, tokens)
-    weight = torch.from_numpy(share).sqrt().to(device)[:, None]
-    weighted = torch.from_numpy(table).to(device).mul_(weight)
+    table, share = neighbour_table(shards, vocab_size, device, tokens)
+    weight = share.sqrt()[:, None]
+    weighted = table.mul_(weight)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(0)
         u, s, _ = torch.svd_lowrank(weighted, min(width + SPARE, *weighted.shape), PASSES)

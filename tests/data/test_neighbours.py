@@ -11,7 +11,7 @@ from nanochat.data import neighbours
 from nanochat.data.neighbours import DOUBT, REACH, RMS, embedding_of_text, neighbour_table
 
 CPU = torch.device("cpu")
-ARTICLES, NOUNS, VERBS, UNSEEN = range(0, 8), range(8, 24), range(24, 36), range(36, 40)
+ARTICLES, NOUNS, VERBS, UNSEEN = range(8), range(8, 24), range(24, 36), range(36, 40)
 
 
 @pytest.fixture(scope="module")
@@ -24,9 +24,10 @@ def phrases() -> NDArray[np.uint16]:
 def test_the_table_is_what_plain_counting_gives() -> None:
     text = np.random.default_rng(1).integers(0, 6, 400).astype("<u2")
     text[text == 4] = 3
-    table, share = neighbour_table([text[:250], text[250:]], 7)
+    table, share = neighbour_table([text[:250], text[250:]], 7, CPU)
     seen = [int((text == token).sum()) for token in range(7)]
     assert share.tolist() == pytest.approx([count / 400 for count in seen])
+    parts = (text[:250], text[250:])
     columns = sorted((token for token in range(7) if seen[token]), key=lambda token: -seen[token])
     assert table.shape == (7, 2 * REACH * len(columns))
     places = [(distance, after) for distance in range(1, REACH + 1) for after in (True, False)]
@@ -39,7 +40,7 @@ def test_the_table_is_what_plain_counting_gives() -> None:
             information = []
             for neighbour in columns:
                 pair = (token, neighbour) if after else (neighbour, token)
-                together = sum((part[i], part[i + distance]) == pair for part in (text[:250], text[250:]) for i in range(len(part) - distance))
+                together = sum((part[i], part[i + distance]) == pair for part in parts for i in range(len(part) - distance))
                 usual = seen[neighbour] / 400
                 information.append(math.log((together + DOUBT * usual) / (seen[token] + DOUBT) / usual))
             mean = sum(seen[n] / 400 * each for n, each in zip(columns, information, strict=True))
@@ -69,14 +70,14 @@ def test_a_width_beyond_what_the_text_tells_is_filled_with_zeros(phrases: NDArra
 def test_of_a_long_text_each_shard_begins(phrases: NDArray[np.uint16]) -> None:
     noise = np.full(1000, 39, dtype="<u2")
     half = len(phrases) // 2
-    table, share = neighbour_table([np.append(phrases[:half], noise), np.append(phrases[half:], noise)], 40, tokens=30_000)
+    table, share = neighbour_table([np.append(phrases[:half], noise), np.append(phrases[half:], noise)], 40, CPU, tokens=30_000)
     assert share[39] == 0
     assert not table[39].any()
 
 
 def test_the_rarer_tokens_are_nobodys_neighbours(phrases: NDArray[np.uint16], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(neighbours, "NEIGHBOURS", 20)
-    table, _ = neighbour_table([phrases], 40)
+    table, _ = neighbour_table([phrases], 40, CPU)
     assert table.shape == (40, 2 * REACH * 20)
     rows = embedding_of_text([phrases], 40, 16, CPU)
     likeness = torch.nn.functional.cosine_similarity(rows[NOUNS[0]], rows[NOUNS[5]], dim=0)
