@@ -73,11 +73,24 @@ def embedding_of_text(
     """
     table, share = neighbour_table(shards, vocab_size, device, tokens)
     weight = share.sqrt()[:, None]
-    weighted = table.mul_(weight)
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(0)
-        u, s, _ = torch.svd_lowrank(weighted, min(width + SPARE, *weighted.shape), PASSES)
-    there = weight.squeeze(1) > 0
+    components = _components(table.mul_(weight), width)
+    there = share > 0
     rows = torch.zeros(vocab_size, width, dtype=torch.float64, device=device)
-    rows[there, : s.numel()] = (u * s / weight)[there, :width]
+    rows[there, : components.size(1)] = (components / weight)[there]
     return (RMS * rows / rows.square().mean(dim=1, keepdim=True).sqrt().clamp(min=1e-30)).float()
+
+
+def _components(table: Tensor, count: int) -> Tensor:
+    """The rows of a table (n, m) in their first `count` principal components, or as many as there are: U · S of its singular values.
+
+    By iterating on a random subspace (Halko, Martinsson and Tropp, arXiv 0909.4061); of the components found the smallest are spare.
+    """
+    sought = min(count + SPARE, *table.shape)
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.randn(table.size(1), sought, dtype=torch.float64, generator=generator).to(table.device)
+    for _ in range(PASSES):
+        basis = table.t() @ torch.linalg.qr(table @ basis)[0]
+    basis = torch.linalg.qr(table @ basis)[0]
+    within = basis.t() @ table
+    squares, turned = torch.linalg.eigh(within @ within.t())
+    return ((basis @ turned) * squares.clamp(min=0).sqrt()).flip(1)[:, :count]
