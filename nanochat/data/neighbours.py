@@ -14,7 +14,7 @@ from torch import Tensor
 REACH = 4  # neighbours that are looked at, before a token and after it, each distance for itself
 NEIGHBOURS = 1024  # the most frequent tokens, whose presence is counted
 DOUBT = 8.0  # imagined sightings of each token, beside neighbours as frequent as they are everywhere
-RMS = 10.0  # of a row: as a norm follows the embedding this is but a smaller learning rate, in this stage and in those that follow
+RMS = 20.0  # of a row: as a norm follows the embedding this is but a smaller learning rate, in this stage and in those that follow
 TOKENS = 1 << 28  # of the text that are read
 PASSES = 2  # over the table, to find its components
 SPARE = 16  # components that are sought beyond those wanted, for the others' sake

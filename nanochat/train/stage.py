@@ -193,6 +193,8 @@ def _train(course: Course, r: Ranks, watch: HangWatch) -> None:
         load_weights(model, course.source)
     elif state.step == 0 and course.embedding:
         begin_with(model.model.embed_tokens.weight, course.embedding(r.device) if r.is_first else None, r)
+        if r.device.type == "cuda":
+            torch.cuda.empty_cache()  # its table is larger than what a small model takes
     if state.step > num_iterations:
         raise UserError(
             f"{stage.path} is at step {state.step} already, beyond the {num_iterations} asked for: "
