@@ -16,14 +16,16 @@ NEIGHBOURS = 1024  # the most frequent tokens, whose presence is counted
 DOUBT = 8.0  # imagined sightings of each token, beside neighbours as frequent as they are everywhere
 RMS = 20.0  # of a row: as a norm follows the embedding this is but a smaller learning rate, in this stage and in those that follow
 TOKENS = 1 << 28  # of the text that are read
+TOKENS_AT_ONCE = 1 << 26  # of them that are counted together
 PASSES = 2  # over the table, to find its components
 SPARE = 16  # components that are sought beyond those wanted, for the others' sake
 
 
 def _excerpt(shards: Sequence[NDArray[np.uint16]], tokens: int) -> list[NDArray[np.uint16]]:
-    """The beginning of each shard, so much of it that all have about `tokens` together."""
+    """The beginning of each shard, one after the other, about `tokens` together; in pieces, since each is counted in a large table."""
     share = min(1.0, tokens / sum(map(len, shards)))
-    return [shard[: round(share * len(shard))] for shard in shards]
+    text = np.concatenate([shard[: round(share * len(shard))] for shard in shards])
+    return [text[start : start + TOKENS_AT_ONCE] for start in range(0, len(text), TOKENS_AT_ONCE)]
 
 
 def neighbour_table(
@@ -34,17 +36,17 @@ def neighbour_table(
     shards: ids of the text. Returns a table (V, 2 · REACH · neighbours) in nats, a column times the root of its neighbour's frequency,
     zeros for a token that was not seen; and shares (V,). Both float64 on the device.
     """
-    shards = _excerpt(shards, tokens)
+    pieces = _excerpt(shards, tokens)
     seen = torch.zeros(vocab_size, dtype=torch.float64, device=device)
-    for shard in shards:
-        seen += _on(device, shard).bincount(minlength=vocab_size)
+    for piece in pieces:
+        seen += _on(device, piece).bincount(minlength=vocab_size)
     chosen = seen.argsort(descending=True, stable=True)[: min(NEIGHBOURS, int(seen.count_nonzero()))]
     count, usual = len(chosen), seen[chosen] / seen.sum()
     number_of = torch.full((vocab_size,), count, device=device)  # what is no neighbour is counted too, and left out at the end
     number_of[chosen] = torch.arange(count, device=device)
     table = torch.zeros(vocab_size, 2 * REACH, count, dtype=torch.float64, device=device)
-    for shard in shards:
-        ids = _on(device, shard)
+    for piece in pieces:
+        ids = _on(device, piece)
         numbers = number_of[ids]
         for distance in range(1, REACH + 1):
             before, after = slice(None, -distance), slice(distance, None)

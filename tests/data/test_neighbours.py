@@ -21,10 +21,11 @@ def phrases() -> NDArray[np.uint16]:
     return np.stack([chance.choice(list(kind), 20_000) for kind in (ARTICLES, NOUNS, VERBS)], axis=1).astype("<u2").ravel()
 
 
-def test_the_table_is_what_plain_counting_gives() -> None:
+def test_the_table_is_what_plain_counting_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     text = np.random.default_rng(1).integers(0, 6, 400).astype("<u2")
     text[text == 4] = 3
-    table, share = neighbour_table([text[:250], text[250:]], 7, CPU)
+    monkeypatch.setattr(neighbours, "TOKENS_AT_ONCE", 250)
+    table, share = neighbour_table([text[:100], text[100:]], 7, CPU)
     seen = [int((text == token).sum()) for token in range(7)]
     assert share.tolist() == pytest.approx([count / 400 for count in seen])
     parts = (text[:250], text[250:])
