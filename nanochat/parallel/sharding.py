@@ -24,6 +24,8 @@ from nanochat.parallel.recomputing import apply_recompute
 from nanochat.plan.recipe import Recipe
 from nanochat.plan.recompute import Recompute
 
+ROWS_AT_ONCE = 8192  # that the first rank sends to all
+
 
 def rows_held(parameter: Tensor) -> tuple[Tensor, int]:
     """The rows of a parameter that this rank holds, (rows, …), and the number of the first of them."""
@@ -32,9 +34,6 @@ def rows_held(parameter: Tensor) -> tuple[Tensor, int]:
     mesh = parameter.device_mesh
     chunk = -(-parameter.size(0) // mesh.size(mesh.ndim - 1))
     return parameter.to_local(), min(chunk * mesh.get_local_rank(mesh.ndim - 1), parameter.size(0))
-
-
-ROWS_AT_ONCE = 8192
 
 
 @torch.no_grad()
