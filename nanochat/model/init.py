@@ -7,9 +7,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from nanochat.model.gpt import GPT
+from nanochat.model.gpt import GPT, rotary_table, rotate
 
 ROWS_AT_ONCE = 128  # rows that one seed makes: a rank that holds a part of a matrix makes little more than that part
+PREVIOUS = 4  # heads of the first layer, at most, that begin by looking at tokens before
+IN_COMMON = 0.5  # cosine of each row of the embedding with the first axis, where there are such heads
+FAST_PAIRS = 6  # rotary pairs, the fastest, by which they tell one distance from another
 
 
 def initial_std(name: str, parameter: Tensor, projections: float = 0.0) -> float:
@@ -59,3 +62,25 @@ def init_weights(
             held.zero_()
         else:
             held.copy_(normal_rows(name, first, held.size(0), held.size(1), std, seed))
+
+
+@torch.no_grad()
+def look_back(model: GPT, rows_held: Callable[[Tensor], tuple[Tensor, int]] = lambda parameter: (parameter, 0)) -> None:
+    """Have head h of the first layer begin by attending to the token h + 1 before, the first `PREVIOUS` heads.
+
+    Without biases nothing is the same in all queries; so every row of the embedding gets the same share of its length in the first
+    coordinate. What queries and keys make of that alone is a vector for each head, the key's turned by h + 1 positions, as large as
+    what random weights make of the rest. Previous-token heads are the first half of induction (arXiv 2209.11895), and wait for each
+    other where both begin at random. rows_held: as of init_weights, after which it is called.
+    """
+    config = model.config
+    embedding, _ = rows_held(model.model.embed_tokens.weight)
+    embedding[:, 0] = IN_COMMON * (1 - IN_COMMON**2) ** -0.5 * embedding[:, 1:].norm(dim=1)
+    heads, pairs = min(PREVIOUS, config.num_heads), min(FAST_PAIRS, config.head_dim // 2)
+    query = torch.zeros(1, heads, 1, config.head_dim)
+    query[..., :pairs] = (config.head_dim / pairs / config.hidden_size) ** 0.5 / IN_COMMON
+    key = rotate(query, *(each[1:] for each in rotary_table(heads + 1, config.head_dim, config.rope_theta)))
+    for name, vectors in (("q_proj", query), ("k_proj", key)):
+        held, first = rows_held(model.get_parameter(f"model.layers.0.self_attn.{name}.weight"))
+        column = vectors.flatten()[first : first + len(held)].to(held.device)
+        held[: len(column), 0] += column

@@ -1,7 +1,6 @@
 """Base training: a new model learns to continue text."""
 
 import time
-from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +20,10 @@ from nanochat.evals.core.bundle import open_bundle
 from nanochat.evals.core.core import core_metric, evaluate_core_task
 from nanochat.evals.core.fetch import bundle_directory
 from nanochat.model.config import GPTConfig
+from nanochat.model.gpt import GPT
+from nanochat.model.init import look_back
 from nanochat.parallel.ranks import Ranks
+from nanochat.parallel.sharding import begin_with, rows_held
 from nanochat.plan import batch
 from nanochat.tokenizer.tokenizer import Tokenizer
 from nanochat.train.card import base_card
@@ -115,16 +117,24 @@ def _train(s: BaseTrainSettings, stage: StageDirectory, r: Ranks) -> None:
         announce=lambda num_iterations: _announce(s, num_iterations, train_samples),
         batches=lambda _, split, first_sample: micro_batches(train_samples, split, first_sample, r.device),
         evaluations=evaluations,
-        embedding=partial(_embedding, config, train_samples) if s.embedding_init == "text" else None,
+        begin=lambda model: _begin(model, train_samples, s, r),
         card=lambda state: base_card(s.tag, s.depth, index.data, state, s.max_seq_len, tokenizer.vocab_size),
     )
     train(course, r)
 
 
-def _embedding(config: GPTConfig, samples: Samples, device: torch.device) -> Tensor:
-    """What a new model's embedding begins with, (V, d)."""
+def _begin(model: GPT, samples: Samples, s: BaseTrainSettings, r: Ranks) -> None:
+    """Give a new model what it begins with besides random numbers."""
+    if s.embedding_init == "text":
+        embedding = model.model.embed_tokens.weight
+        begin_with(embedding, _embedding_of(samples, embedding.size(0), embedding.size(1), r.device) if r.is_first else None, r)
+    if s.attention_init == "previous":
+        look_back(model, rows_held)
+
+
+def _embedding_of(samples: Samples, vocab_size: int, width: int, device: torch.device) -> Tensor:
     began = time.monotonic()
-    rows = embedding_of_text(samples.shards, config.vocab_size, config.hidden_size, device)
+    rows = embedding_of_text(samples.shards, vocab_size, width, device)
     say(f"the embedding begins with what the text says of each token's neighbours ({time.monotonic() - began:.1f} s)")
     return rows
 

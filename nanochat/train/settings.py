@@ -138,7 +138,7 @@ class BaseTrainSettings(TrainSettings):
     """
 
     GROUPS: ClassVar[dict[str, str]] = {
-        "Model and text": "depth max_seq_len data tokenizer embedding_init",
+        "Model and text": "depth max_seq_len data tokenizer embedding_init attention_init",
         "Length of the run": "num_iterations target_hours target_usd target_flops target_param_data_ratio",
         **TrainSettings.GROUPS,
         "Evaluation": TrainSettings.GROUPS["Evaluation"] + " core_metric_every core_metric_max_per_task bundle",
@@ -158,6 +158,9 @@ class BaseTrainSettings(TrainSettings):
     embedding_init: Literal["text", "random"] = "text"
     """What a new model's embedding begins with: what the text says of each token's neighbours, or random numbers. These want
     --embedding_lr=0.8."""
+    attention_init: Literal["previous", "random"] = "previous"
+    """What a new model's first layers begin with: heads that look at the tokens before and for where they stood before, or random
+    numbers."""
     num_iterations: int = OFF
     """Steps; -1 to follow from the flags below."""
     target_flops: float = OFF

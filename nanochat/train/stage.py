@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from nanochat.common.console import say, warn
 from nanochat.common.errors import UserError
@@ -29,7 +28,7 @@ from nanochat.parallel.out_of_memory import Alarm, can_recover, recover
 from nanochat.parallel.precision import newton_schulz_dtype
 from nanochat.parallel.proofs import Size
 from nanochat.parallel.ranks import Ranks, ranks
-from nanochat.parallel.sharding import begin_with, sharded_model, whole_weights
+from nanochat.parallel.sharding import sharded_model, whole_weights
 from nanochat.plan import batch, sizes
 from nanochat.plan.choose import StepPlan
 from nanochat.plan.profile import profile_of
@@ -90,8 +89,8 @@ class Course:
     evaluations: Callable[[Learner], list[Evaluation]]
     card: Callable[[RunState], str]
     """The model card."""
-    embedding: Callable[[torch.device], Tensor] | None = None
-    """Rows that a new model's embedding begins with, (V, d), zeros where it is random; None where it is so throughout."""
+    begin: Callable[[GPT], None] | None = None
+    """Gives a new model what it begins with besides random numbers; None for nothing."""
     figures: Callable[[], dict[str, float]] = field(default=dict)
     """What the last step's row in metrics.jsonl has besides the usual."""
 
@@ -191,10 +190,10 @@ def _train(course: Course, r: Ranks, watch: HangWatch) -> None:
     state = checkpoints.load(model, optimizers)
     if state.step == 0 and course.source:
         load_weights(model, course.source)
-    elif state.step == 0 and course.embedding:
-        begin_with(model.model.embed_tokens.weight, course.embedding(r.device) if r.is_first else None, r)
+    elif state.step == 0 and course.begin:
+        course.begin(model)
         if r.device.type == "cuda":
-            torch.cuda.empty_cache()  # its table is larger than what a small model takes
+            torch.cuda.empty_cache()  # the embedding's table is larger than what a small model takes
     if state.step > num_iterations:
         raise UserError(
             f"{stage.path} is at step {state.step} already, beyond the {num_iterations} asked for: "

@@ -9,10 +9,10 @@ from torch.distributed.tensor import DTensor
 
 from nanochat.model.config import GPTConfig
 from nanochat.model.gpt import GPT
-from nanochat.model.init import init_weights
+from nanochat.model.init import init_weights, look_back
 from nanochat.parallel import sharding
 from nanochat.parallel.ranks import Ranks
-from nanochat.parallel.sharding import begin_with, clip_gradients, reshard, sharded_model
+from nanochat.parallel.sharding import begin_with, clip_gradients, reshard, rows_held, sharded_model
 from nanochat.plan.recipe import Recipe
 from nanochat.plan.recompute import Recompute
 from tests.processes import run_ranks
@@ -131,3 +131,24 @@ def test_rows_of_the_first_rank_reach_whoever_holds_them_and_zeros_change_nothin
     want = np.where(rows.any(axis=1, keepdims=True), rows, model.model.embed_tokens.weight.detach().numpy())
     for got in run_ranks(ranks, embedding_begun, nodes, rows):
         np.testing.assert_array_equal(got, want)
+
+
+def looking_back(ranks: Ranks, nodes: int) -> dict[str, np.ndarray]:
+    """The whole weights of a model that begins so."""
+    r = Ranks(ranks.rank, ranks.world_size, ranks.world_size // nodes, ranks.device)
+    model = sharded_model(
+        CONFIG, r, r.mesh(), torch.float32, 7, recompute=Recompute(1, 2), reshard=False, recipe=Recipe(compile="off"), std_of=random_std
+    )
+    look_back(model, rows_held)
+    return {name: p.full_tensor().detach().numpy().copy() for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize(("ranks", "nodes"), [(1, 1), (3, 1), (4, 2)])
+def test_shared_out_the_first_heads_look_back_alike(ranks: int, nodes: int) -> None:
+    model = GPT(CONFIG)
+    init_weights(model, 7, std_of=random_std)
+    look_back(model)
+    want = {name: p.detach().numpy() for name, p in model.named_parameters()}
+    for got in run_ranks(ranks, looking_back, nodes):
+        for name, weights in want.items():
+            np.testing.assert_array_equal(got[name], weights, err_msg=name)

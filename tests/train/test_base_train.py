@@ -47,6 +47,12 @@ def test_an_embedding_that_begins_with_the_text_is_ahead_of_a_random_one(world: 
     assert unbroken[24] < world.losses("random")[24] - 0.05
 
 
+def test_heads_that_begin_by_looking_back_are_ahead_of_random_ones(world: World, unbroken: dict[int, float]) -> None:
+    finished = world.run("scripts.base_train", *FLAGS, "--attention_init=random", "--model_tag=random-heads")
+    assert finished.returncode == 0, finished.stderr
+    assert unbroken[24] < world.losses("random-heads")[24] - 0.01
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_cut_off_and_started_again_the_losses_are_bit_for_bit_the_same(world: World, unbroken: dict[int, float], number: int) -> None:
     tag = f"cut-{number}"
