@@ -159,8 +159,7 @@ class BaseTrainSettings(TrainSettings):
     """What a new model's embedding begins with: what the text says of each token's neighbours, or random numbers. These want
     --embedding_lr=0.8."""
     attention_init: Literal["previous", "random"] = "previous"
-    """What a new model's first layers begin with: heads that look at the tokens before and for where they stood before, or random
-    numbers."""
+    """What heads of a new model's first layer begin with: a look at the tokens before, or random numbers."""
     num_iterations: int = OFF
     """Steps; -1 to follow from the flags below."""
     target_flops: float = OFF

@@ -33,7 +33,7 @@ def test_the_first_heads_begin_by_looking_at_the_tokens_before(depth: int) -> No
     heads = min(4, model.config.num_heads)
     assert after[:heads].argmax(dim=1).tolist() == list(range(1, heads + 1))
     far = after[:heads, 8:]
-    assert (after[:heads].amax(dim=1) - far.amax(dim=1) > 1).all()  # nats: the token before counts for several that are far away
+    assert (after[:heads].amax(dim=1) - far.amax(dim=1) > 2).all()  # nats: the token before counts for several that are far away
     assert (after[heads:] < 0.5 * after[:heads].amax(dim=1).min()).all()
     assert (before < 0.5 * after[:heads].amax(dim=1).min()).all()
     changed = {name for name, p in model.named_parameters() if not torch.equal(p, whole[name])}
