@@ -12,7 +12,7 @@ from nanochat.model.gpt import GPT, rotary_table, rotate
 ROWS_AT_ONCE = 128  # rows that one seed makes: a rank that holds a part of a matrix makes little more than that part
 PREVIOUS = 4  # heads of the first layer, at most, that begin by looking at tokens before
 IN_COMMON = 0.5  # cosine of each row of the embedding with the first axis, where there are such heads
-CLARITY = 2.0  # of these heads: what they go by, held against their random weights
+HEARD = 1.5  # nats that they begin above all other tokens of a sequence together, were those all alike
 FAST_PAIRS = 6  # rotary pairs, the fastest, by which they tell one distance from another
 
 
@@ -70,16 +70,18 @@ def look_back(model: GPT, rows_held: Callable[[Tensor], tuple[Tensor, int]] = la
     """Have head h of the first layer begin by attending to the token h + 1 before, the first `PREVIOUS` heads.
 
     Without biases nothing is the same in all queries; so every row of the embedding gets the same share of its length in the first
-    coordinate. What queries and keys make of that alone is a vector for each head, the key's turned by h + 1 positions, `CLARITY`
-    times as long as what random weights make of a token. Previous-token heads are the first half of induction (arXiv 2209.11895), and wait for each
-    other where both begin at random. rows_held: as of init_weights, after which it is called.
+    coordinate. Of that alone queries and keys make a vector for each head, the key's turned by h + 1 positions. Such heads are the
+    first half of induction (arXiv 2209.11895), of which neither half helps without the other. rows_held: as of init_weights, after
+    which it is called.
     """
     config = model.config
     embedding, _ = rows_held(model.model.embed_tokens.weight)
     embedding[:, 0] = IN_COMMON * (1 - IN_COMMON**2) ** -0.5 * embedding[:, 1:].norm(dim=1)
     heads, pairs = min(PREVIOUS, config.num_heads), min(FAST_PAIRS, config.head_dim // 2)
     query = torch.zeros(1, heads, 1, config.head_dim)
-    query[..., :pairs] = CLARITY * (config.head_dim / pairs / config.hidden_size) ** 0.5 / IN_COMMON
+    score = min((math.log(config.max_seq_len) + HEARD) / config.head_dim**0.5, 0.9)  # of the most that there can be
+    clarity = (score / (1 - score)) ** 0.5  # held against what random weights make of a token
+    query[..., :pairs] = clarity * (config.head_dim / pairs / config.hidden_size) ** 0.5 / IN_COMMON
     key = rotate(query, *(each[1:] for each in rotary_table(heads + 1, config.head_dim, config.rope_theta)))
     for name, vectors in (("q_proj", query), ("k_proj", key)):
         held, first = rows_held(model.get_parameter(f"model.layers.0.self_attn.{name}.weight"))
