@@ -13,7 +13,7 @@ ROWS_AT_ONCE = 128  # rows that one seed makes: a rank that holds a part of a ma
 PREVIOUS = 4  # heads of the first layer, at most, that begin by looking at tokens before
 IN_COMMON = 0.5  # cosine of each row of the embedding with the first axis, where there are such heads
 HEARD = 1.5  # nats that they begin above all other tokens of a sequence together, were those all alike
-FAST_PAIRS = 6  # rotary pairs, the fastest, by which they tell one distance from another
+FAST_PAIRS = 9  # rotary pairs, the fastest, by which they tell one distance from another
 
 
 def initial_std(name: str, parameter: Tensor, projections: float = 0.0) -> float:
