@@ -70,8 +70,9 @@ def embedding_of_text(
 ) -> Tensor:
     """Rows of an embedding, (V, width) float32 on the device, of mean square RMS²: zeros for tokens that the text does not have.
 
-    shards: ids of the text, of which about `tokens` are read. The first of `width` coordinates hold most of the square, and where
-    the text has fewer components than that the last are zero. In float64, so that it comes out the same however many threads add it up.
+    shards: ids of the text, of which about `tokens` are read. What the directions of all rows have in common, in the mean over the
+    text, lies along the first axis. The coordinates after it hold most of the rest, and where the text has fewer components than
+    `width` the last are zero. In float64, so that it comes out the same however many threads add it up.
     """
     table, share = neighbour_table(shards, vocab_size, device, tokens)
     weight = share.sqrt()[:, None]
@@ -79,7 +80,15 @@ def embedding_of_text(
     there = share > 0
     rows = torch.zeros(vocab_size, width, dtype=torch.float64, device=device)
     rows[there, : components.size(1)] = (components / weight)[there]
-    return (RMS * rows / rows.square().mean(dim=1, keepdim=True).sqrt().clamp(min=1e-30)).float()
+    rows /= rows.square().mean(dim=1, keepdim=True).sqrt().clamp(min=1e-30)
+    return (RMS * _turned(rows, share @ rows)).float()
+
+
+def _turned(rows: Tensor, direction: Tensor) -> Tensor:
+    """The rows (n, m), all turned alike: what lies along the direction (m,) comes to lie along the first axis."""
+    mirror = direction / direction.norm()
+    mirror[0] -= 1  # Householder's: it swaps the two
+    return rows - 2 / mirror.square().sum().clamp(min=1e-30) * (rows @ mirror)[:, None] * mirror
 
 
 def _components(table: Tensor, count: int) -> Tensor:

@@ -61,6 +61,15 @@ def test_tokens_that_can_stand_for_each_other_begin_alike(phrases: NDArray[np.ui
         assert likeness[list(kind)][:, others].max() < 0.1
 
 
+def test_what_all_rows_have_in_common_lies_along_the_first_axis() -> None:
+    chance = np.random.default_rng(2)
+    text = (chance.zipf(1.3, 60_000) % 40 + np.arange(60_000) // 3 % 2).clip(0, 39).astype("<u2")
+    rows = embedding_of_text([text], 40, 16, CPU)
+    common = torch.from_numpy(np.bincount(text, minlength=40) / len(text)).float() @ rows
+    assert common[0] > 0.05 * rows.norm(dim=1).max()
+    assert common[1:].abs().max() < 1e-3 * common[0]
+
+
 def test_a_width_beyond_what_the_text_tells_is_filled_with_zeros(phrases: NDArray[np.uint16]) -> None:
     rows = embedding_of_text([phrases], 40, 64, CPU)
     assert rows.shape == (40, 64)
