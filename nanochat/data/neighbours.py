@@ -86,7 +86,7 @@ def embedding_of_text(
 
 def _turned(rows: Tensor, direction: Tensor) -> Tensor:
     """The rows (n, m), all turned alike: what lies along the direction (m,) comes to lie along the first axis."""
-    mirror = direction / direction.norm()
+    mirror = direction / direction.norm().clamp(min=1e-30)
     mirror[0] -= 1  # Householder's: it swaps the two
     return rows - 2 / mirror.square().sum().clamp(min=1e-30) * (rows @ mirror)[:, None] * mirror
 

@@ -70,6 +70,10 @@ def test_what_all_rows_have_in_common_lies_along_the_first_axis() -> None:
     assert common[1:].abs().max() < 1e-3 * common[0]
 
 
+def test_a_text_of_one_token_tells_nothing() -> None:
+    assert not embedding_of_text([np.full(1000, 3, dtype="<u2")], 8, 16, CPU).any()
+
+
 def test_a_width_beyond_what_the_text_tells_is_filled_with_zeros(phrases: NDArray[np.uint16]) -> None:
     rows = embedding_of_text([phrases], 40, 64, CPU)
     assert rows.shape == (40, 64)

@@ -16,7 +16,7 @@ def scores(model: GPT) -> Tensor:
     ids = torch.randint(0, 500, (8, LENGTH), generator=torch.Generator().manual_seed(1))
     trunk = model.model
     x = rms_norm(trunk.embed_tokens(ids), 1e-6)
-    q, k, _ = trunk.layers[0].before_attention(x, trunk.cos, trunk.sin)
+    q, k, _ = trunk.layers[0].before_attention(x, trunk.cos[:LENGTH], trunk.sin[:LENGTH])
     every = (q @ k.transpose(-1, -2) / q.size(-1) ** 0.5).mean(0)
     return torch.stack([every.diagonal(-distance, 1, 2).mean(-1) for distance in range(LENGTH)], dim=1)
 
@@ -48,3 +48,12 @@ def test_rows_of_the_embedding_have_a_coordinate_in_common() -> None:
     look_back(model)
     rows = torch.nn.functional.normalize(model.model.embed_tokens.weight, dim=1)
     assert rows[:, 0].tolist() == pytest.approx([IN_COMMON] * 500, abs=1e-5)
+
+
+@torch.no_grad()
+def test_however_long_a_sequence_the_heads_stay_within_what_there_can_be() -> None:
+    model = GPT(GPTConfig.from_depth(1, 500, 1 << 17))
+    init_weights(model, 3)
+    look_back(model)
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+    assert scores(model)[0].argmax() == 1
