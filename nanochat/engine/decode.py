@@ -12,7 +12,8 @@ from torch import Tensor
 
 from nanochat.common.console import warn
 from nanochat.engine.cache import RowCache, one_query_attention
-from nanochat.model.gpt import GPT, Block, rms_norm
+from nanochat.model.elementwise import rms_norm
+from nanochat.model.gpt import GPT, Block
 
 Heads = tuple[Tensor, Tensor, Tensor]
 

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nanochat.model.attention import fused_attention
 from nanochat.model.config import GPTConfig
+from nanochat.model.elementwise import norm, relu_squared, rms_norm, rotary_table, rotated_norm
 from nanochat.model.loss import Head
 
 
@@ -24,25 +24,6 @@ class KVCache(Protocol):
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Keep the new k, v of a layer and attend with q to all that each query may see; all (B, H, T, D)."""
-
-
-def rms_norm(x: Tensor, eps: float) -> Tensor:
-    """x over the root of its mean square along the last dimension, without a weight, in x's dtype (arXiv 1910.07467)."""
-    return F.rms_norm(x, (x.size(-1),), eps=eps)
-
-
-def rotary_table(length: int, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """cos and sin of position × frequency, each (length, head_dim / 2) in float32 (RoFormer, arXiv 2104.09864)."""
-    frequencies = 1.0 / theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
-    angles = torch.outer(torch.arange(length, dtype=torch.float32), frequencies)
-    return angles.cos(), angles.sin()
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the pairs (x1, x2) of the two halves of x: (B, T, H, D) by their angles; cos, sin: (T, D/2) or (B, T, D/2)."""
-    x1, x2 = x.chunk(2, dim=-1)
-    cos, sin = cos.unsqueeze(-2).to(x.dtype), sin.unsqueeze(-2).to(x.dtype)
-    return torch.cat((x1 * cos + x2 * sin, x2 * cos - x1 * sin), dim=-1)
 
 
 class Attention(nn.Module):
@@ -61,8 +42,8 @@ class Attention(nn.Module):
         """x: (B, T, d) → q, k, v, each (B, H, T, D)."""
         B, T, d = x.shape
         shape = (B, T, self.num_heads, d // self.num_heads)
-        q = rms_norm(rotate(self.q_proj(x).view(shape), cos, sin), self.eps).transpose(1, 2)
-        k = rms_norm(rotate(self.k_proj(x).view(shape), cos, sin), self.eps).transpose(1, 2)
+        q = rotated_norm(self.q_proj(x).view(shape), cos, sin, self.eps).transpose(1, 2)
+        k = rotated_norm(self.k_proj(x).view(shape), cos, sin, self.eps).transpose(1, 2)
         return q, k, self.v_proj(x).view(shape).transpose(1, 2)
 
     def joined(self, y: Tensor) -> Tensor:
@@ -80,7 +61,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, T, d) → (B, T, d)."""
-        return self.fc2(F.relu(self.fc1(x)).square())
+        return self.fc2(relu_squared(self.fc1(x)))
 
 
 class Block(nn.Module):
@@ -95,12 +76,12 @@ class Block(nn.Module):
 
     def before_attention(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x: (B, T, d) → q, k, v, each (B, H, T, D)."""
-        return self.self_attn.heads(rms_norm(x, self.eps), cos, sin)
+        return self.self_attn.heads(norm(x, self.eps), cos, sin)
 
     def after_attention(self, x: Tensor, y: Tensor) -> Tensor:
         """x: (B, T, d), and what its heads found, y: (B, H, T, D) → (B, T, d)."""
         x = x + self.self_attn.joined(y)
-        return x + self.mlp(rms_norm(x, self.eps))
+        return x + self.mlp(norm(x, self.eps))
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None = None) -> Tensor:
         """x: (B, T, d) → (B, T, d)."""

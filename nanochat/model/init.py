@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from nanochat.model.gpt import GPT, rotary_table, rotate
+from nanochat.model.elementwise import rotary_table, rotate
+from nanochat.model.gpt import GPT
 
 ROWS_AT_ONCE = 128  # rows that one seed makes: a rank that holds a part of a matrix makes little more than that part
 PREVIOUS = 4  # heads of the first layer, at most, that begin by looking at tokens before

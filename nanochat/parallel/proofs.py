@@ -17,8 +17,9 @@ from torch import Tensor
 
 from nanochat.model.attention import attention_by_products, fused_attention
 from nanochat.model.config import GPTConfig
+from nanochat.model.elementwise import rotary_table
 from nanochat.model.fp8 import GRADIENT, INPUT, Fp8Product, quantized
-from nanochat.model.gpt import Block, rotary_table
+from nanochat.model.gpt import Block
 from nanochat.model.loss import Head, softcap
 from nanochat.optim.newton_schulz import orthogonalize
 from nanochat.parallel.attention import only_attention

@@ -19,7 +19,7 @@ from nanochat.plan.hardware import Gpu
 from nanochat.plan.measurements import Measurement
 from nanochat.plan.recipe import Recipe
 
-FORMAT = 1
+FORMAT = 2
 FAR = 4  # times as deep
 
 

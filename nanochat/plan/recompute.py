@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from nanochat.common.errors import UserError
 from nanochat.plan.sizes import Shape
 
-LEVELS = ("none", "elementwise", "mlp", "block")
+LEVELS = ("none", "mlp", "block")
 SCORES_KEPT = 0.68  # of the weights of attention by products: five of eight blocks, and masks
 
 
@@ -13,8 +13,7 @@ SCORES_KEPT = 0.68  # of the weights of attention by products: five of eight blo
 class Recompute:
     """The first `layers` layers recompute at `level`, the others at the level before it.
 
-    none keeps what the compiler thinks worth keeping; elementwise keeps the products and attention only, so norms, rotary
-    positions and relu² are computed again; mlp computes the first product of the MLP again too; block all of the layer.
+    none keeps what the products and attention read; mlp computes the MLP's first product and relu² again; block all of the layer.
     """
 
     level: int
@@ -45,24 +44,16 @@ class Recompute:
 def saved_bytes_per_token(shape: Shape, level: str, compute_bytes: int, fp8: bool = False, by_products: bool = False) -> float:
     """Bytes of one layer that live from its forward to its backward pass, for each token, its input counted in.
 
-    In units of the width d: none keeps the input, its norm, q and k before and after their norms, v, attention's result, the
-    projection of it, its norm, the MLP's 4d before and after relu² (18); elementwise the input, q, k, v, attention's result, its
-    projection and the 4d (10); mlp is without the 4d (6); block has the input alone. To that come float32 factors of norms
-    and attention's log-sum-exp. With products in fp8, twelve of the widths that none keeps are in a byte each: inputs as the
-    products read them; the other levels make these again. Attention by products keeps its weights and
-    three widths more; other levels make it again. tests/parallel/test_recompute.py counts what autograd really keeps.
+    In units of the width d: none keeps the norm of the input, normed q and k, v, attention's result, the second norm and the MLP's
+    4d after relu² (10); mlp is without the 4d (6); block has the input alone. To that come float32 factors of norms and
+    attention's log-sum-exp. With products in fp8 none keeps FP8.
+    Attention by products keeps its weights and five widths more. tests/parallel/test_recompute.py counts what autograd really keeps.
     """
     d, heads = shape.model_dim, shape.num_heads
-    scores = heads * shape.seq_len * SCORES_KEPT + 3 * d if by_products and level == "none" else 0
-    return (
-        scores * compute_bytes
-        + {
-            "none": (18 * compute_bytes - 12 * (compute_bytes - 1) * fp8) * d + (3 * heads + 2) * 4,
-            "elementwise": 10 * d * compute_bytes + heads * 4,
-            "mlp": 6 * d * compute_bytes + heads * 4,
-            "block": d * compute_bytes,
-        }[level]
-    )
+    if level == "block":
+        return d * compute_bytes
+    scores = heads * shape.seq_len * SCORES_KEPT + 5 * d if by_products else 0
+    return (scores + (10 if level == "none" else 6) * d) * compute_bytes + (3 * heads + 2) * 4
 
 
 def saved_bytes_per_token_all_layers(

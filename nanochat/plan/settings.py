@@ -50,7 +50,7 @@ class PlanSettings:
     micro_batch_size: int = OFF
     """Sequences that a GPU holds at once; -1 for the fastest that fits."""
     recompute: str = "auto"
-    """What the backward pass computes again to save memory: none, elementwise, mlp, block, or one for some layers only, as in mlp:20; auto
+    """What the backward pass computes again to save memory: none, mlp, block, or one for some layers only, as in mlp:20; auto
     for the fastest that fits."""
     reshard_after_forward: Literal["auto", "always", "never"] = "auto"
     """Whether whole weights are given up after a layer's forward pass; auto for the faster that fits."""

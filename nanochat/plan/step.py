@@ -20,10 +20,14 @@ BANDWIDTH_SHARE = 0.9
 NEWTON_SCHULZ_SHARE = 0.6
 LINK_SHARE = 0.75
 
-ELEMENTWISE_WIDTHS = 88  # reads and writes of tokens × width that a layer's element-wise kernels make, forward and backward
+# Reads and writes of tokens × width that a layer's element-wise kernels make in bf16, forward and backward, by precision, and those
+# of the prototype that was measured; counted in the kernels that Inductor writes for an H100 (tests/parallel/test_compiled_kernels.py).
+# By the prototype's times they reach this share of the bandwidth.
+ELEMENTWISE_WIDTHS = {"bf16": 49.1, "fp8": 90.3}
+PROTOTYPE_WIDTHS = {"bf16": 61.1, "fp8": 98.3}
+ELEMENTWISE_SHARE = 0.62
 BYTES_PER_LOGIT = 12  # of the softmax and its gradient
-FP8_WIDTHS = 55  # besides: the largest values, casts and turned copies of what the products read
-RECOMPUTED_WIDTHS = {"none": 0, "elementwise": 16, "mlp": 16, "block": 30}  # element-wise reads and writes made again
+RECOMPUTED_WIDTHS = {"none": 0, "mlp": 8, "block": 17}  # element-wise reads and writes made again
 FORWARD_SHARE = 2 / 6  # of the FLOPs of forward and backward
 NEWTON_SCHULZ_FLOPS = 4 * 30 + 2 * 90  # in d³: five iterations on a layer's four square matrices and two of the MLP
 OPTIMIZER_BYTES = 40  # read and written a parameter: gradient, state and master
@@ -101,15 +105,18 @@ def step_time(job: Job, micro_batch_size: int, grad_accum_steps: int, recompute:
     return replace(computing, communication=_communication(job, computing, grad_accum_steps, reshard))
 
 
-def computing_time(job: Job, micro_batch_size: int, grad_accum_steps: int, recompute: Recompute, reshard: bool) -> StepTime:
-    """The same without communication, and without regard to what was measured on the kind."""
+def computing_time(
+    job: Job, micro_batch_size: int, grad_accum_steps: int, recompute: Recompute, reshard: bool, prototype: bool = False
+) -> StepTime:
+    """The same without communication, and without regard to what was measured on the kind. prototype: of the early program's kernels."""
     s, gpu, c = job.shape, job.gpu, job.compute_bytes
     d, depth = s.model_dim, s.depth
     tokens = micro_batch_size * grad_accum_steps * s.seq_len
     peak, bandwidth = gpu.peak_flops(c), BANDWIDTH_SHARE * gpu.bandwidth_bytes_per_s
     product_flops_per_s = products_share(d) * peak
     layer_flops_per_s = FP8_PRODUCTS_SHARE * (gpu.peak_fp8_flops or peak) if job.fp8 else product_flops_per_s
-    widths = ELEMENTWISE_WIDTHS + (FP8_WIDTHS if job.fp8 else 0)
+    widths = (PROTOTYPE_WIDTHS if prototype else ELEMENTWISE_WIDTHS)["fp8" if job.fp8 else "bf16"]
+    width_s = d * c / (ELEMENTWISE_SHARE * gpu.bandwidth_bytes_per_s)
     attention_flops_per_s = ATTENTION_SHARE * peak
 
     attention_flops = 6 * depth * d * s.seq_len
@@ -123,9 +130,9 @@ def computing_time(job: Job, micro_batch_size: int, grad_accum_steps: int, recom
     return StepTime(
         products=tokens * 6 * (s.depth * s.block_parameters / layer_flops_per_s + s.embedding_parameters / product_flops_per_s),
         attention=tokens * attention_flops / attention_flops_per_s,
-        elementwise=tokens * (widths * d * c * depth + BYTES_PER_LOGIT * s.vocab_size) / bandwidth,
+        elementwise=tokens * (widths * depth * width_s + BYTES_PER_LOGIT * s.vocab_size / bandwidth),
         recompute=tokens
-        * (again.product_flops / layer_flops_per_s + again.attention_flops / attention_flops_per_s + again.widths * d * c / bandwidth),
+        * (again.product_flops / layer_flops_per_s + again.attention_flops / attention_flops_per_s + again.widths * width_s),
         sharding=sharding_bytes / bandwidth,
         communication=0.0,
         optimizer=newton_schulz_flops / (NEWTON_SCHULZ_SHARE * peak) + OPTIMIZER_BYTES * s.parameters / job.shard_ranks / bandwidth,
@@ -201,7 +208,8 @@ def predicted_of(row: Measurement, gpu: Gpu) -> StepTime:
     total = row.micro_batch_size * row.grad_accum_steps * row.seq_len * row.world_size
     width, fp8 = 4 if row.precision == "fp32" else 2, row.precision == "fp8"
     job = Job(shape, gpu, row.world_size, row.world_size, total, row.micro_batch_size, width, fp8=fp8)
-    return computing_time(job, row.micro_batch_size, row.grad_accum_steps, Recompute.parse(row.recompute, row.depth), row.reshard)
+    recompute = Recompute.parse(row.recompute, row.depth)
+    return computing_time(job, row.micro_batch_size, row.grad_accum_steps, recompute, row.reshard, row.source == "prototype")
 
 
 def calibration(gpu: Gpu, precision: str, depth: int) -> float:

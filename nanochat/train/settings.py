@@ -45,7 +45,7 @@ class TrainSettings(OptimizerSettings):
     micro_batch_size: int = OFF
     """Sequences that a GPU holds at once; -1 for the planner's choice, at most --device_batch_size."""
     recompute: str = "auto"
-    """What the backward pass computes again to save memory: none, elementwise, mlp, block, or one for some layers only, as in mlp:20; auto
+    """What the backward pass computes again to save memory: none, mlp, block, or one for some layers only, as in mlp:20; auto
     for the planner's choice."""
     reshard_after_forward: Literal["auto", "always", "never"] = "auto"
     """Whether whole weights are given up after a layer's forward pass, to be gathered again for its backward pass; auto for the planner's

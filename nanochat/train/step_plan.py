@@ -23,7 +23,7 @@ from nanochat.plan.hardware import Gpu, cpu, gpu_from_properties, gpu_named
 from nanochat.plan.memory import CONTEXT_BYTES, GIB
 from nanochat.plan.profile import machine_of, with_own_links
 from nanochat.plan.recipe import Recipe
-from nanochat.plan.recompute import Recompute
+from nanochat.plan.recompute import LEVELS, Recompute
 from nanochat.plan.sizes import Shape
 from nanochat.plan.step import LINK_SHARE, Job
 from nanochat.train.plan_check import PlanCheck
@@ -133,7 +133,9 @@ class KeptPlan:
             kept = dict(read_json(self.path))
         except (OSError, ValueError, TypeError):
             return None
-        return kept if kept.keys() >= ANSWERED and isinstance(kept.get("question"), dict) else None
+        if not (kept.keys() >= ANSWERED and isinstance(kept.get("question"), dict)):
+            return None
+        return kept if str(kept["recompute"]).partition(":")[0] in LEVELS else None  # others are of an earlier version
 
     def _kept(self) -> dict[str, Any] | None:
         kept = self._read()

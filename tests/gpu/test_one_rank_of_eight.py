@@ -22,9 +22,9 @@ def has(memory_gib: float) -> bool:
     [
         (12, ("--device_batch_size=32", "--total_batch_size=524288"), 40),
         (12, ("--device_batch_size=16", "--total_batch_size=524288", "--micro_batch_size=16", "--recompute=block"), 20),
-        (20, ("--device_batch_size=32", "--total_batch_size=524288", "--micro_batch_size=16", "--recompute=elementwise"), 60),
+        (20, ("--device_batch_size=32", "--total_batch_size=524288", "--micro_batch_size=16", "--recompute=none"), 60),
         (38, ("--device_batch_size=48", "--total_batch_size=786432"), 78),
-        (38, ("--device_batch_size=48", "--total_batch_size=786432", "--micro_batch_size=12", "--recompute=elementwise"), 78),
+        (38, ("--device_batch_size=48", "--total_batch_size=786432", "--micro_batch_size=12", "--recompute=none"), 78),
         (52, ("--device_batch_size=24", "--total_batch_size=393216"), 78),
     ],
 )

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from nanochat.model.config import GPTConfig
-from nanochat.model.gpt import GPT, rms_norm
+from nanochat.model.elementwise import rms_norm
+from nanochat.model.gpt import GPT
 from nanochat.model.init import IN_COMMON, init_weights, look_back
 
 LENGTH = 64

@@ -76,7 +76,7 @@ def test_what_the_benchmark_says_becomes_a_row_whose_command_is_one(tmp_path: Pa
         "total_batch_size": 786_432,
         "micro_batch_size": 8,
         "grad_accum_steps": 6,
-        "recompute": "elementwise:3",
+        "recompute": "mlp:3",
         "reshard": True,
         "world_size": 8,
         "simulated": True,
@@ -98,7 +98,7 @@ def test_what_the_benchmark_says_becomes_a_row_whose_command_is_one(tmp_path: Pa
     assert words[:3] == ["python", "-m", "scripts.bench_train"]
     settings = parse(BenchTrainSettings, words[3:])
     settings.check()
-    assert (settings.simulate, settings.world_size, settings.recompute, settings.recipe) == (True, 8, "elementwise:3", result["recipe"])
+    assert (settings.simulate, settings.world_size, settings.recompute, settings.recipe) == (True, 8, "mlp:3", result["recipe"])
     assert settings.reshard_after_forward == "always"
     (tmp_path / "table.json").write_text("[]")
     record(row, tmp_path / "table.json")

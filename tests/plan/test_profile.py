@@ -74,7 +74,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 def test_a_damaged_profile_is_said_and_is_none(capsys: pytest.CaptureFixture[str]) -> None:
     path = write_profile(H100, profile())
     text = path.read_text()
-    for damaged in ("{", "[]", "{}", text.replace('"gram"', '"magic"'), text.replace('"format": 1', '"format": 99')):
+    for damaged in ("{", "[]", "{}", text.replace('"gram"', '"magic"'), text.replace('"format": 2', '"format": 99')):
         path.write_text(damaged)
         assert profile_of(H100) is None
         assert "no profile that can be read" in capsys.readouterr().err
@@ -95,11 +95,11 @@ def test_the_nearest_size_lends_its_kernels() -> None:
 
 
 def test_of_ways_that_were_measured_here_the_fastest_is_taken_at_its_time() -> None:
-    slower, faster = row(4, 3.3), row(2, 3.1, "elementwise", True)
-    assert best(JOB).micro_batch_size == 8
+    slower, faster = row(4, 3.3), row(2, 3.1, "mlp", True)
+    assert best(JOB).micro_batch_size == 16
     write_profile(H100, profile(slower, faster))
     plan = choose(JOB)
-    assert (plan.micro_batch_size, plan.recompute_text, plan.reshard) == (2, "elementwise", True)
+    assert (plan.micro_batch_size, plan.recompute_text, plan.reshard) == (2, "mlp", True)
     assert plan.time.total - plan.time.communication == pytest.approx(3.1)
     assert not plan.estimated
     assert plan.basis == "measured here 2026-12-01 with torch 2.13.0, CUDA 13.0"

@@ -46,7 +46,7 @@ def test_one_rank_of_eight_reaches_the_share_of_the_peak_that_was_measured() -> 
 def test_a_step_is_never_faster_than_the_peak_allows_and_recomputing_costs(job: Job, micro: int, reshard: bool) -> None:
     accum, depth = 24 // micro, job.shape.depth
     times = [computing_time(job, micro, accum, Recompute(level, depth), reshard).total for level in range(len(LEVELS))]
-    assert times[0] < times[1] < times[2] < times[3]
+    assert times[0] < times[1] < times[2]
     assert times[0] < computing_time(job, micro, accum, Recompute(1, 1), reshard).total <= times[1]
     # The convention's count takes attention twice, so what must be done is less than it says.
     must_do = 24 * 2048 * (job.shape.flops_per_token - 6 * depth * job.shape.model_dim * 2048)

@@ -83,7 +83,7 @@ def test_nnodes_that_does_not_match_is_refused(world: World) -> None:
     ("flag", "words"),
     [
         ("--micro_batch_size=3", ("--micro_batch_size=3", "2 and 4")),
-        ("--recompute=some", ("--recompute=some", "elementwise")),
+        ("--recompute=some", ("--recompute=some", "mlp")),
         ("--recompute=mlp:9", ("--recompute=mlp:9", "1 to 2 layers")),
         ("--target_hours=1", ("hours", "--num_iterations")),
     ],
