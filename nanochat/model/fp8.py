@@ -1,140 +1,160 @@
 """Matrix products in eight bits (FP8 formats for deep learning, arXiv 2209.05433): twice the speed of bf16 where a chip has them.
 
-Inputs and weights are e4m3, upstream gradients e5m2, each with one scale for a whole tensor, taken anew from its largest value; sums
-and results are of the compute dtype's precision or better. Only the layers' six products are made so: embedding, head, norms,
+Inputs and weights are e4m3, upstream gradients e5m2, each with one scale for a whole tensor; sums and results are of the compute
+dtype's precision or better. What a norm gives has a scale that is known beforehand. Any other is taken from the tensor's largest
+value, anew for each micro-batch or for the first of a step. Only the layers' six products are made so: embedding, head, norms,
 attention, and everything the optimizer holds stay as they are.
 """
 
-from collections.abc import Callable
-from functools import partial
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from nanochat.model.gpt import GPT
+from nanochat.model.casts import GRADIENT, INPUT, cast_and_turned, cast_turned, in_eight_bits, relu_squared_gradient, turned
 
-INPUT, GRADIENT = torch.float8_e4m3fn, torch.float8_e5m2
 SMALLEST = 1e-12  # the least value that a tensor's largest counts as: one of zeros alone gets a scale too
-MULTIPLE = 16  # what both dimensions of a weight must divide by
+# How much larger than in a step's first micro-batch the largest value may be in the others: beyond that it is cut off.
+# Both formats are floating ones, so that this takes digits from the smallest values only; e5m2 has 31 binades for them, e4m3 18.
+ROOM = {INPUT: 2.0, GRADIENT: 16.0}
+
+
+def largest_of(*xs: Tensor) -> Tensor:
+    """The largest absolute value, a float32 scalar."""
+    return torch.stack([x.abs().amax() for x in xs]).amax().float()
+
+
+def scale_of(largest: Tensor, dtype: torch.dtype, room: float = 1.0) -> Tensor:
+    """What a tensor in an fp8 dtype is to be multiplied by, so that values up to `room` times the largest fit."""
+    return largest.clamp(min=SMALLEST) * (room / torch.finfo(dtype).max)
 
 
 def quantized(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """x in an fp8 dtype, and the float32 scalar that it is to be multiplied by: x ≈ eight · scale. No value overflows."""
-    largest = torch.finfo(dtype).max
-    scale = x.abs().amax().float().clamp(min=SMALLEST) / largest
-    return (x.float() / scale).clamp(-largest, largest).to(dtype), scale
+    scale = scale_of(largest_of(x), dtype)
+    return in_eight_bits(x, scale, dtype), scale
 
 
-def _product(a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, dtype: torch.dtype, fast: bool) -> Tensor:
-    """a: (n, k) in rows times b: (k, m) in columns, which is how the hardware wants them → (n, m).
-
-    fast: sum in the tensor cores' own, shorter registers.
-    """
-    return torch._scaled_mm(a, b, scale_a=a_scale, scale_b=b_scale, out_dtype=dtype, use_fast_accum=fast)
+def quantized_together(weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """weights: (n, k) each → one below the other as inputs, (Σn, k), and the scale of all."""
+    scale = scale_of(largest_of(*weights), INPUT)
+    return torch.cat([in_eight_bits(weight, scale, INPUT) for weight in weights]), scale
 
 
-def _turned(x: Tensor) -> Tensor:
-    """The transpose of a matrix, in rows."""
-    return x.t().clone(memory_format=torch.contiguous_format)
+def scale_of_norms(width: int) -> float:
+    """For what RMSNorm gives, in e4m3: no value of `width` ones is beyond √width. A power of two, which rounds nothing."""
+    return 2.0 ** math.ceil(math.log2(math.sqrt(width) / torch.finfo(INPUT).max))
 
 
-class Fp8Product(torch.autograd.Function):
-    """x · weightᵀ with both in fp8, and so are both of its gradients' products."""
+def product(a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, dtype: torch.dtype, fast: bool) -> Tensor:
+    """a: (n, k) times the transpose of b: (m, k), both in rows → (n, m). fast: sum in the tensor cores' own, shorter registers."""
+    return torch._scaled_mm(a, b.t(), scale_a=a_scale, scale_b=b_scale, out_dtype=dtype, use_fast_accum=fast)
+
+
+def _weights(kept: Tensor | None, scale: Tensor | None, weights: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Each weight in eight bits, and the scale of all, kept or made."""
+    if kept is not None and scale is not None:
+        return kept.split([weight.size(0) for weight in weights]), scale
+    scale = scale_of(largest_of(*weights), INPUT)
+    return tuple(in_eight_bits(weight, scale, INPUT) for weight in weights), scale
+
+
+def _turned_weights(kept: Tensor | None, scale: Tensor, weights: Sequence[Tensor], after: Tensor, fused: bool) -> Tensor:
+    """(in, Σout), made again of what is kept or of the weights: keeping it from the forward pass costs more."""
+    return cast_turned(weights, scale, after, fused) if kept is None else turned(kept, after, fused)
+
+
+class Fp8Products(torch.autograd.Function):
+    """x · weightᵀ of one or several weights with all in fp8, and so are the products of the gradients."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, fast: bool = False, kept: Tensor | None = None, kept_scale: Tensor | None = None
-    ) -> Tensor:
-        """x: (n, in), weight: (out, in), of one dtype → (n, out) in it. fast: whether the gradients' sums are the short ones too.
+        ctx: Any, x: Tensor, kept: Tensor | None, kept_scale: Tensor | None, largest: Tensor | None,
+        fixed: float | None, first: bool, fast: bool, fused: bool, *weights: Tensor,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
+        """x: (n, in), weights: (out, in) each, of one dtype → (n, out) each in it.
 
-        kept, kept_scale: the weight as `quantized` made it before, where it has.
+        kept, kept_scale: the weights as `quantized_together` made them before, where it has. fixed: x's scale where it is known.
+        largest: (2,) float32, the largest values of x and of the upstream gradients, of which scales are made; in the first
+        micro-batch of a step they are taken of the tensors themselves, and come back as the gradient of `largest`.
+        fast: whether the gradients' sums are the short ones too. fused: whether casts are kernels of our own.
         """
-        x8, x_scale = quantized(x, INPUT)
-        w8, w_scale = quantized(weight, INPUT) if kept is None or kept_scale is None else (kept, kept_scale)
-        ctx.save_for_backward(x8, x_scale, weight if kept is None else w8, w_scale)
-        ctx.fast, ctx.dtype = fast, weight.dtype
-        return _product(x8, x_scale, w8.t(), w_scale, x.dtype, fast=True)
+        takes = largest is None or first
+        room = 1.0 if largest is None else ROOM[INPUT]
+        x_largest = torch.full((), fixed or 0.0, device=x.device) if fixed or largest is None else largest[0]
+        if takes and not fixed:
+            x_largest = largest_of(x)
+        x_scale = x_largest if fixed else scale_of(x_largest, INPUT, room)
+        x8 = in_eight_bits(x, fixed or x_scale, INPUT)
+        eights, w_scale = _weights(kept, kept_scale, weights)
+        # What no norm gives is kept elsewhere as it is: it is made eight bits again.
+        ctx.save_for_backward(x8 if fixed else x, x_scale, x_largest, w_scale, kept, largest, *weights)
+        ctx.how = takes, fast, fused
+        return tuple(product(x8, x_scale, w8, w_scale, x.dtype, fast=True) for w8 in eights)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        """Both gradients in the compute dtype. The weight is made eight bits again, with the scale that it had: keeping it costs more."""
-        x8, x_scale, weight, w_scale = ctx.saved_tensors
-        dtype, fast = ctx.dtype, ctx.fast
-        g8, g_scale = quantized(upstream[0], GRADIENT)
-        # A kept one plus 0, but of the gradient: or the compiler would turn it in the forward pass, and keep that too.
-        kept = weight.dtype == INPUT
-        w8 = (weight.view(torch.uint8) + g_scale.isnan()).view(INPUT) if kept else (weight.float() / w_scale).to(INPUT)
-        d_x = _product(g8, g_scale, _turned(w8).t(), w_scale, dtype, fast)
-        d_weight = _product(_turned(g8), g_scale, _turned(x8).t(), x_scale, dtype, fast)
-        return d_x, d_weight, None, None, None
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        """All gradients in the compute dtype: the gradients of the results side by side are one operand of two products."""
+        x, x_scale, x_largest, w_scale, kept, largest, *weights = ctx.saved_tensors
+        takes, fast, fused = ctx.how
+        dtype = upstream[0].dtype
+        g_largest = largest_of(*upstream) if takes else largest[1]
+        g_scale = scale_of(g_largest, GRADIENT, 1.0 if largest is None else ROOM[GRADIENT])
+        g8, g8_turned = cast_and_turned(upstream, g_scale, GRADIENT, fused)
+        w8_turned = _turned_weights(kept, w_scale, weights, upstream[0], fused)
+        d_x = product(g8, g_scale, w8_turned, w_scale, dtype, fast)
+        made = x.dtype == INPUT
+        x8_turned = turned(x, upstream[0], fused) if made else cast_turned([x], x_scale, upstream[0], fused)
+        d_weights = product(g8_turned, g_scale, x8_turned, x_scale, dtype, fast)
+        found = torch.stack((x_largest, g_largest)) if takes and largest is not None else None
+        return d_x, None, None, found, None, None, None, None, *d_weights.split([weight.size(0) for weight in weights])
 
 
-class Fp8Linear(nn.Linear):
-    """A layer without bias whose products are made in fp8."""
+class Fp8MLP(torch.autograd.Function):
+    """Two products with relu² between, all in fp8; only what goes in and the first product are kept."""
 
-    fast: bool
-    kept: Tensor | None
-    """The weight in eight bits, where it is kept from one micro-batch of a step to the next."""
-    kept_scale: Tensor | None
-    """Its scale."""
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, kept1: Tensor | None, scale1: Tensor | None, kept2: Tensor | None, scale2: Tensor | None,
+        largest: Tensor | None, fixed: float, first: bool, fast: bool, fused: bool, weight1: Tensor, weight2: Tensor,
+    ) -> Tensor:  # fmt: skip
+        """x: (n, d), what a norm gives, of the scale `fixed`; weight1: (4d, d), weight2: (d, 4d) → (n, d).
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (…, in) → (…, out)."""
-        if not torch.is_grad_enabled():  # evaluations and samples, whose few tokens gain nothing
-            return super().forward(x)
-        product: Tensor = Fp8Product.apply(x.flatten(0, -2), self.weight, self.fast, self.kept, self.kept_scale)
-        return product.view(*x.shape[:-1], -1)
+        largest: (3,) float32, of relu²'s results, of the upstream gradient and of the first product's; else as for Fp8Products.
+        """
+        takes = largest is None or first
+        (w1,), scale1 = _weights(kept1, scale1, [weight1])
+        (w2,), scale2 = _weights(kept2, scale2, [weight2])
+        x8, x_scale = in_eight_bits(x, fixed, INPUT), torch.full((), fixed, device=x.device)
+        a = product(x8, x_scale, w1, scale1, x.dtype, fast=True)
+        h = a.float().relu().square()
+        h_largest = largest_of(h) if takes else largest[0]  # type: ignore[index]
+        h_scale = scale_of(h_largest, INPUT, 1.0 if largest is None else ROOM[INPUT])
+        y = product(in_eight_bits(h, h_scale, INPUT), h_scale, w2, scale2, x.dtype, fast=True)
+        ctx.save_for_backward(x8, x_scale, a, h_scale, h_largest, scale1, scale2, kept1, kept2, largest, weight1, weight2)
+        ctx.how = takes, fast, fused
+        return y
 
-
-def use_fp8(model: GPT, fast: bool = False) -> None:
-    """Let the products inside the model's layers be made in fp8, in place. Raises ValueError where their sizes do not allow it.
-
-    fast: let gradients be summed in the tensor cores' shorter registers, as the forward products are.
-    """
-    for module in model.model.layers.modules():
-        if isinstance(module, nn.Linear):
-            if module.in_features % MULTIPLE or module.out_features % MULTIPLE:
-                raise ValueError(f"fp8 needs sizes that divide by {MULTIPLE}, not {module.out_features} × {module.in_features}")
-            module.__class__ = Fp8Linear
-            module.__dict__ |= {"fast": fast, "kept": None, "kept_scale": None}
-
-
-class WeightsKept:
-    """Weights in eight bits for all micro-batches of a step, made by the first: a byte for each of them, on every rank."""
-
-    def __init__(self, model: GPT, compiled: bool):
-        """From now on each layer's forward pass makes them when a step begins. Call it last: what it wraps may be compiled."""
-        self._quantized = torch.compile(quantized, dynamic=False) if compiled else quantized
-        self._stale: set[Fp8Linear] = set()
-        self._all: list[Fp8Linear] = []
-        for block in model.model.layers:
-            inside = [module for module in block.modules() if isinstance(module, Fp8Linear)]
-            self._all += inside
-            for layer in inside:  # as buffers, which the compiler knows to stay where they are: it keeps no copies of them
-                del layer.kept, layer.kept_scale
-                layer.register_buffer("kept", torch.empty_like(layer.weight, dtype=INPUT), persistent=False)
-                layer.register_buffer("kept_scale", torch.empty_like(layer.weight[0, 0], dtype=torch.float32), persistent=False)
-            block.forward = partial(self._forward, block.forward, inside)
-        self.renew()
-
-    def renew(self) -> None:
-        """The weights are about to change, or have."""
-        self._stale.update(self._all)
-
-    def _forward(self, forward: Callable[..., Tensor], inside: list[Fp8Linear], *args: Any) -> Tensor:
-        if torch.is_grad_enabled():
-            for layer in self._stale.intersection(inside):
-                self._make(layer)
-        return forward(*args)
-
-    @torch.no_grad()
-    def _make(self, layer: Fp8Linear) -> None:
-        assert layer.kept is not None
-        assert layer.kept_scale is not None
-        made, scale = self._quantized(layer.weight, INPUT)
-        layer.kept.copy_(made)
-        layer.kept_scale.copy_(scale)
-        self._stale.discard(layer)
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        """All gradients in the compute dtype."""
+        x8, x_scale, a, h_scale, h_largest, scale1, scale2, kept1, kept2, largest, weight1, weight2 = ctx.saved_tensors
+        (takes, fast, fused), g = ctx.how, upstream[0]
+        room = 1.0 if largest is None else ROOM[GRADIENT]
+        g_largest = largest_of(g) if takes else largest[1]
+        g_scale = scale_of(g_largest, GRADIENT, room)
+        g8, g8_turned = cast_and_turned([g], g_scale, GRADIENT, fused)
+        d_h = product(g8, g_scale, _turned_weights(kept2, scale2, [weight2], g, fused), scale2, g.dtype, fast)
+        a_largest = largest_of(2 * a.float().relu() * d_h) if takes else largest[2]
+        a_scale = scale_of(a_largest, GRADIENT, room)
+        d_a, d_a_turned, h_turned = relu_squared_gradient(d_h, a, a_scale, h_scale, fused)
+        d_weight2 = product(g8_turned, g_scale, h_turned, h_scale, g.dtype, fast)
+        d_x = product(d_a, a_scale, _turned_weights(kept1, scale1, [weight1], g, fused), scale1, g.dtype, fast)
+        d_weight1 = product(d_a_turned, a_scale, turned(x8, g, fused), x_scale, g.dtype, fast)
+        found = torch.stack((h_largest, g_largest, a_largest)) if takes and largest is not None else None
+        return d_x, None, None, None, None, found, None, None, None, None, d_weight1, d_weight2

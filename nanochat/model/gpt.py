@@ -38,13 +38,16 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(d, d, bias=False)
         self.o_proj = nn.Linear(d, d, bias=False)
 
+    def projected(self, x: Tensor) -> tuple[Tensor, ...]:
+        """x: (B, T, d) → q, k, v, each (B, T, d)."""
+        return self.q_proj(x), self.k_proj(x), self.v_proj(x)
+
     def heads(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x: (B, T, d) → q, k, v, each (B, H, T, D)."""
         B, T, d = x.shape
-        shape = (B, T, self.num_heads, d // self.num_heads)
-        q = rotated_norm(self.q_proj(x).view(shape), cos, sin, self.eps).transpose(1, 2)
-        k = rotated_norm(self.k_proj(x).view(shape), cos, sin, self.eps).transpose(1, 2)
-        return q, k, self.v_proj(x).view(shape).transpose(1, 2)
+        q, k, v = (each.view(B, T, self.num_heads, d // self.num_heads) for each in self.projected(x))
+        q, k = (rotated_norm(each, cos, sin, self.eps).transpose(1, 2) for each in (q, k))
+        return q, k, v.transpose(1, 2)
 
     def joined(self, y: Tensor) -> Tensor:
         """What the heads have found, y: (B, H, T, D), brought together: (B, T, d)."""
@@ -136,7 +139,7 @@ class GPT(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.config = config
-        self.weights_kept: Renewed | None = None  # of another precision, for the time of a step
+        self.kept_for_a_step: Renewed | None = None  # what is made of the weights, or found, by a step's first micro-batch
         self.model = Trunk(config)
         self.lm_head = Head(config.hidden_size, config.vocab_size, config.logit_softcap)
 

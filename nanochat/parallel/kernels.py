@@ -77,7 +77,7 @@ def settle(
         recipe = tuned.recipe
         why = f"of {tuned.tried} ways that scripts.tune measured here on {profile.date if profile else ''} the fastest"
     else:
-        recipe = _default(size, dtype, compiles)
+        recipe = _default(size, dtype, fp8, compiles)
         why = "defaults; python -m scripts.tune measures what is fastest here"
     if choices != "auto" and not kept:
         recipe, why = recipe.changed(choices), f"--recipe={choices}"
@@ -91,14 +91,15 @@ def settle(
     return Kernels(dtype, fp8, recipe, why)
 
 
-def _default(size: Size, dtype: torch.dtype, compiles: bool) -> Recipe:
+def _default(size: Size, dtype: torch.dtype, fp8: bool, compiles: bool) -> Recipe:
     """What is likely fast on such a device, little as it is: the rest is for scripts.tune to find out."""
     if dtype != torch.bfloat16:
         return PLAIN
     if size.device.type == "cpu":
         return replace(PLAIN, attention="products") if compiles and size.seq_len <= PRODUCTS_UP_TO else PLAIN
     hopper = not torch.version.hip and torch.cuda.get_device_capability(size.device) >= CUDNN_FROM
-    return replace(PLAIN, attention="cudnn") if hopper else PLAIN
+    in_fp8 = replace(PLAIN, fp8_casts="fused", fp8_scales="kept") if fp8 else PLAIN
+    return replace(in_fp8, attention="cudnn") if hopper else in_fp8
 
 
 def _without_struck(recipe: Recipe, precision: str, profile: Profile | None) -> Recipe:

@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 
 from nanochat.model.attention import attention_by_products
 from nanochat.model.config import GPTConfig
-from nanochat.model.fp8 import WeightsKept, use_fp8
+from nanochat.model.fp8_layers import KeptForAStep, use_fp8
 from nanochat.model.gpt import GPT, Block
 from nanochat.model.init import init_weights, initial_std
 from nanochat.parallel.compiling import compile_model
@@ -133,12 +133,13 @@ def sharded_model(
             assert isinstance(block, Block)
             block.attend = attention_by_products
     if fp8:
-        use_fp8(model, fast=recipe.fp8_sums == "short")
+        use_fp8(model, fast=recipe.fp8_sums == "short", fused=recipe.fp8_casts == "fused")
     apply_recompute(model, recompute)
     if recipe.compile != "off":
         compile_model(model, tuned=recipe.compile == "tuned")
-    if fp8 and recipe.fp8_weights == "kept":
-        model.weights_kept = WeightsKept(model, compiled=recipe.compile != "off")
+    keeps = {"weights": recipe.fp8_weights == "kept", "scales": recipe.fp8_scales == "kept"}
+    if fp8 and any(keeps.values()):
+        model.kept_for_a_step = KeptForAStep(model, compiled=recipe.compile != "off", **keeps)
     shard(model, mesh, compute_dtype, reshard)
     model.to_empty(device=ranks.device)
     model.model.init_rotary()

@@ -15,7 +15,7 @@ LOGITS_PER_CHUNK_CPU = 2**21  # 512 tokens of a 4,096 vocabulary: near what a ca
 TOKEN_BYTES = 6 * 2 * 8  # ids and targets, int64: those of this micro-batch and of the few that the loader has read ahead
 # Tensors of tokens × width that a layer's backward pass has at once besides what is kept: its own and what it computes again.
 BACKWARD_WIDTHS = {"none": 2, "mlp": 7.9, "block": 12.9}
-FP8_BACKWARD_WIDTHS = {"none": 9.9, "mlp": 14.4, "block": 19.9}  # gradients and inputs in eight bits, and turned
+FP8_BACKWARD_WIDTHS = {"none": 9.9, "mlp": 14.4, "block": 20.4}  # gradients and inputs in eight bits, and turned
 MUON_ROUND_ELEMENTS = 2**27  # of the matrices that a rank orthogonalises at once
 MUON_COPIES = 10  # of them: momentum as it is sent and as it arrives, the iteration's own, results going back, and the next round's
 

@@ -10,6 +10,8 @@ CHOICES = {
     "muon": ("plain", "halves", "gram"),
     "fp8_sums": ("long", "short"),
     "fp8_weights": ("made", "kept"),
+    "fp8_scales": ("made", "kept"),
+    "fp8_casts": ("plain", "fused"),
     "compile": ("layers", "tuned", "off"),
 }
 
@@ -27,6 +29,10 @@ class Recipe:
     """Whether gradients in fp8 are summed in float32, `long`, or in the tensor cores' shorter registers, `short`."""
     fp8_weights: str = "made"
     """Whether weights in eight bits are `made` anew for every micro-batch, or `kept` for a step, which takes a byte for each."""
+    fp8_scales: str = "made"
+    """Whether scales of inputs and gradients are `made` anew for every micro-batch, or `kept` from a step's first one for the others."""
+    fp8_casts: str = "plain"
+    """Whether what is cast to eight bits is turned in passes that the compiler makes, `plain`, or by Triton kernels of this project."""
     compile: str = "layers"
     """`layers`: layer by layer; `tuned`: the same, the compiler trying many kernels, which takes minutes once; `off`."""
     threads: int = 0

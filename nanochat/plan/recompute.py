@@ -46,14 +46,15 @@ def saved_bytes_per_token(shape: Shape, level: str, compute_bytes: int, fp8: boo
 
     In units of the width d: none keeps the norm of the input, normed q and k, v, attention's result, the second norm and the MLP's
     4d after relu² (10); mlp is without the 4d (6); block has the input alone. To that come float32 factors of norms and
-    attention's log-sum-exp. With products in fp8 none keeps FP8.
+    attention's log-sum-exp. With products in fp8 both norms are kept in a byte too, which mlp makes again of the second.
     Attention by products keeps its weights and five widths more. tests/parallel/test_recompute.py counts what autograd really keeps.
     """
     d, heads = shape.model_dim, shape.num_heads
     if level == "block":
         return d * compute_bytes
     scores = heads * shape.seq_len * SCORES_KEPT + 5 * d if by_products else 0
-    return (scores + (10 if level == "none" else 6) * d) * compute_bytes + (3 * heads + 2) * 4
+    widths, eights = (10, 2) if level == "none" else (6, 1)
+    return (scores + widths * d) * compute_bytes + (eights * d if fp8 else 0) + (3 * heads + 2) * 4
 
 
 def saved_bytes_per_token_all_layers(

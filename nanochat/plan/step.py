@@ -23,7 +23,8 @@ LINK_SHARE = 0.75
 # Reads and writes of tokens × width that a layer's element-wise kernels make in bf16, forward and backward, by precision, and those
 # of the prototype that was measured; counted in the kernels that Inductor writes for an H100 (tests/parallel/test_compiled_kernels.py).
 # By the prototype's times they reach this share of the bandwidth.
-ELEMENTWISE_WIDTHS = {"bf16": 49.1, "fp8": 90.3}
+ELEMENTWISE_WIDTHS = {"bf16": 49.1, "fp8": 69.2}
+FP8_FIRST_WIDTHS = 15.0  # besides, in a step's first micro-batch: the largest values, of which scales are made
 PROTOTYPE_WIDTHS = {"bf16": 61.1, "fp8": 98.3}
 ELEMENTWISE_SHARE = 0.62
 BYTES_PER_LOGIT = 12  # of the softmax and its gradient
@@ -116,6 +117,7 @@ def computing_time(
     product_flops_per_s = products_share(d) * peak
     layer_flops_per_s = FP8_PRODUCTS_SHARE * (gpu.peak_fp8_flops or peak) if job.fp8 else product_flops_per_s
     widths = (PROTOTYPE_WIDTHS if prototype else ELEMENTWISE_WIDTHS)["fp8" if job.fp8 else "bf16"]
+    widths += FP8_FIRST_WIDTHS / grad_accum_steps if job.fp8 and not prototype else 0
     width_s = d * c / (ELEMENTWISE_SHARE * gpu.bandwidth_bytes_per_s)
     attention_flops_per_s = ATTENTION_SHARE * peak
 

@@ -19,8 +19,8 @@ def accumulate_gradients(
     (their sum over the ranks is the mean, in nats; a float32 scalar) and the tokens of the step over all ranks, with as many on
     each as on this one.
     """
-    if model.weights_kept:
-        model.weights_kept.renew()
+    if model.kept_for_a_step:
+        model.kept_for_a_step.renew()
     loss, tokens = torch.zeros((), device=model.lm_head.weight.device), 0
     for micro_step in range(split.grad_accum_steps):
         batch = next(batches)

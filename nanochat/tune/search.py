@@ -68,12 +68,20 @@ class Search:
             return
         for attention in self.attentions(within=float("inf")):
             plain = Recipe(attention=attention, muon=muon, fp8_sums=sums, compile="layers" if compiled else "off")
+            likely = replace(plain, **self._likely_in_fp8())
             if like:
-                yield replace(like, fp8_sums=sums, compile=plain.compile)
+                yield replace(likely, attention=like.attention, muon=like.muon, threads=like.threads)
                 like = None
-            yield plain
+            yield likely
+            if likely != plain:
+                yield plain
             if compiled:
                 yield replace(plain, compile="off")
+
+    def _likely_in_fp8(self) -> dict[str, Any]:
+        """Of what is proven: kernels of our own for casts, and scales of a step's first micro-batch for all."""
+        likely = {"fp8_casts": "fused", "fp8_scales": "kept"}
+        return {what: way for what, way in likely.items() if self.job.fp8 and self._proof(f"{what}={way}")}
 
     def attentions(self, within: float = WITHIN) -> list[str]:
         """Proven kernels of attention, the fastest first, without those that are much slower."""
@@ -147,7 +155,9 @@ class Search:
     def _kernels(self) -> Iterator[tuple[str, Callable[[Recipe], Recipe]]]:
         """Changes of kernels that are proven, the likeliest to win first."""
         several = self.best is not None and self.best[0].grad_accum_steps > 1
-        changes = [("fp8_sums", "short"), *([("fp8_weights", "kept")] if several else [])] if self.job.fp8 else []
+        changes = []
+        if self.job.fp8:
+            changes = [("fp8_sums", "short"), *([("fp8_weights", "kept")] if several else []), ("fp8_casts", "plain")]
         changes += [("muon", "gram"), *([("muon", "halves")] if self.job.on_gpu else [])]
         changes += [("attention", way) for way in self.attentions()]
         for what, way in changes:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from nanochat.model import loss
 from nanochat.model.attention import attention_by_products
-from nanochat.model.fp8 import Fp8Product
+from nanochat.model.fp8 import Fp8MLP, Fp8Products
 from nanochat.model.gpt import Block
 from nanochat.parallel import proofs
 from nanochat.parallel.proofs import Size, names, prove
@@ -88,7 +88,15 @@ def test_a_wrong_orthogonalization_is_struck_out(monkeypatch: pytest.MonkeyPatch
     assert not prove("muon=gram", "bf16", Size(CPU, 6, 64, 300)).passed
 
 
-def test_wrong_scales_in_fp8_are_struck_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = Fp8Product.backward
-    monkeypatch.setattr(Fp8Product, "backward", staticmethod(lambda ctx, *g: (lambda dx, dw, _: (dx, 1.1 * dw, None))(*right(ctx, *g))))
-    assert not prove("fp8_sums=short", "fp8", SMALL).passed
+@pytest.mark.parametrize("function", [Fp8Products, Fp8MLP])
+def test_wrong_gradients_in_fp8_are_struck_out(function: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = function.backward
+
+    def wrong(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        *others, d_weight = right(ctx, *upstream)
+        return *others, 1.1 * d_weight
+
+    monkeypatch.setattr(function, "backward", staticmethod(wrong))
+    proof = prove("fp8_sums=short", "fp8", SMALL)
+    assert not proof.passed
+    assert proof.error == pytest.approx(0.1, rel=0.1)

@@ -204,9 +204,11 @@ def test_the_peak_of_a_step_is_the_predicted_one(
     depth: int, micro_batch_size: int, level: str, reshard: bool, ranks: int, accum: int, fp8: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shape, recompute = Shape(depth), Recompute.parse(level, depth)
-    got = peak_of_a_step(shape, micro_batch_size, recompute, reshard, ranks, accum, fp8, monkeypatch)
+    kernels = Recipe(fp8_casts="fused", fp8_scales="kept") if fp8 else Recipe()
+    got = peak_of_a_step(shape, micro_batch_size, recompute, reshard, ranks, accum, fp8, monkeypatch, kernels)
     predicted = memory.step_memory(shape, micro_batch_size, recompute, reshard, ranks, compute_bytes=2, accumulates=accum > 1, fp8=fp8)
-    assert predicted.allocated == pytest.approx(got, rel=0.01)
+    # A whole layer that is made again in fp8 is compiled in one of two ways, by what was compiled before it.
+    assert predicted.allocated == pytest.approx(got, rel=0.025 if fp8 and level == "block" else 0.01)
 
 
 @pytest.mark.parametrize("muon", ["halves", "gram"])
@@ -216,6 +218,14 @@ def test_no_way_to_orthogonalize_takes_more(muon: str, monkeypatch: pytest.Monke
     predicted = memory.step_memory(shape, 1, recompute, True, 2, compute_bytes=2, accumulates=False)
     assert 0.9 * got < predicted.allocated
     assert got < 1.01 * predicted.allocated
+
+
+@pytest.mark.slow
+def test_casts_that_the_compiler_makes_take_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    shape, recompute = Shape(38), Recompute.parse("none", 38)
+    got = peak_of_a_step(shape, 8, recompute, False, 8, 2, True, monkeypatch)
+    predicted = memory.step_memory(shape, 8, recompute, False, 8, compute_bytes=2, fp8=True)
+    assert 0.9 * predicted.allocated < got < predicted.allocated
 
 
 @pytest.mark.parametrize(
@@ -230,6 +240,7 @@ def test_weights_kept_in_eight_bits_take_a_byte_each(
     depth: int, micro_batch_size: int, level: str, reshard: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shape, recompute = Shape(depth), Recompute.parse(level, depth)
-    got = peak_of_a_step(shape, micro_batch_size, recompute, reshard, 8, 2, True, monkeypatch, Recipe(fp8_weights="kept"))
+    kernels = Recipe(fp8_weights="kept", fp8_casts="fused")
+    got = peak_of_a_step(shape, micro_batch_size, recompute, reshard, 8, 2, True, monkeypatch, kernels)
     predicted = memory.step_memory(shape, micro_batch_size, recompute, reshard, 8, compute_bytes=2, fp8=True, kept_fp8=True)
     assert predicted.allocated == pytest.approx(got, rel=0.01)
