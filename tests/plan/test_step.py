@@ -85,11 +85,11 @@ def test_a_kind_without_measurements_is_not_scaled() -> None:
     assert 0.9 < calibration(H100, "bf16", 38) < 1.1
 
 
-def test_fp8_is_faster_where_it_is_and_takes_less_memory() -> None:
+def test_fp8_is_faster_where_it_is_and_keeps_both_norms_besides() -> None:
     for depth in (38, 52):
         job = Job(Shape(depth), H100, 8, 8, 2048 * 8 * 24, 6)
         bf16, fp8 = best(job), best(replace(job, fp8=True))
         assert (bf16.job.precision, fp8.job.precision) == ("bf16", "fp8")
         assert fp8.tok_per_s > 1.2 * bf16.tok_per_s
         same = [best(each, 4, Recompute(0, depth), True).memory.activations for each in (job, replace(job, fp8=True))]
-        assert same[1] < 0.75 * same[0]
+        assert 1.09 < same[1] / same[0] < 1.1  # both norms in a byte beside ten in two
