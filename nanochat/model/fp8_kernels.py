@@ -60,7 +60,9 @@ def _grid(n: int, k: int) -> tuple[int, int]:
 
 
 def cast(x: Tensor, scale: Tensor | None, rows: Tensor | None, turned: Tensor) -> None:
-    """x: (n, k) over its scale, into rows: (n, k) and turned: (k, n), where there is no scale as it is. Any but the last stride."""
+    """x: (n, k) over its scale, into rows: (n, k) and turned: (k, n); as it is where there is no scale."""
+    if x.stride(1) != 1:
+        x = x.contiguous()
     (n, k), to = x.shape, turned if rows is None else rows
     largest = torch.finfo(turned.dtype).max
     strides = (x.stride(0), to.stride(0), turned.stride(0))
@@ -71,7 +73,8 @@ def cast(x: Tensor, scale: Tensor | None, rows: Tensor | None, turned: Tensor) -
 
 
 def relu_squared_gradient(d_h: Tensor, a: Tensor, d_scale: Tensor, h_scale: Tensor, rows: Tensor, turned: Tensor, h_turned: Tensor) -> None:
-    """d_h, a: (n, k) in rows; fills rows: (n, k), turned and h_turned: (k, n)."""
+    """d_h, a: (n, k); fills rows: (n, k), turned and h_turned: (k, n)."""
+    d_h, a = d_h.contiguous(), a.contiguous()
     n, k = a.shape
     largest = (torch.finfo(rows.dtype).max, torch.finfo(h_turned.dtype).max)
     _relu_squared_gradient[_grid(n, k)](

@@ -53,6 +53,9 @@ def test_a_matrix_is_cast_and_turned(shape: tuple[int, int], dtype: torch.dtype,
     assert torch.equal(above_each_other[3:].float(), side_by_side[:, 5:].t().float())
     assert not side_by_side[:, :5].float().any()  # nothing beside is written
     assert not above_each_other[:3].float().any()
+    in_columns = torch.zeros(k, n, dtype=dtype)
+    kernels.cast(x.t().contiguous().t(), scale, None, in_columns)
+    assert torch.equal(in_columns.float(), above_each_other[3:].float())
     alone = torch.zeros(k, n, dtype=dtype)
     kernels.cast(side_by_side[:, 5:], None, None, alone)
     assert torch.equal(alone.float(), above_each_other[3:].float())
