@@ -32,12 +32,6 @@ def scale_of(largest: Tensor, dtype: torch.dtype, room: float = 1.0) -> Tensor:
     return largest.clamp(min=SMALLEST) * (room / torch.finfo(dtype).max)
 
 
-def quantized(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """x in an fp8 dtype, and the float32 scalar that it is to be multiplied by: x ≈ eight · scale. No value overflows."""
-    scale = scale_of(largest_of(x), dtype)
-    return in_eight_bits(x, scale, dtype), scale
-
-
 def quantized_together(weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """weights: (n, k) each → one below the other as inputs, (Σn, k), and the scale of all."""
     scale = scale_of(largest_of(*weights), INPUT)

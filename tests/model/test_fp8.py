@@ -7,11 +7,17 @@ from torch._subclasses import FakeTensorMode
 from nanochat.model.casts import GRADIENT, INPUT, in_eight_bits
 from nanochat.model.config import GPTConfig
 from nanochat.model.elementwise import rms_norm
-from nanochat.model.fp8 import Fp8MLP, Fp8Products, quantized, scale_of_norms
+from nanochat.model.fp8 import Fp8MLP, Fp8Products, largest_of, scale_of, scale_of_norms
 from nanochat.model.fp8_layers import InEightBits, KeptForAStep, use_fp8
 from nanochat.model.gpt import GPT
 from nanochat.model.init import init_weights
 from nanochat.parallel.compiling import compile_model, compiler_missing
+
+
+def quantized(x: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """x in an fp8 dtype, and the float32 scalar that it is to be multiplied by: x ≈ eight · scale. No value overflows."""
+    scale = scale_of(largest_of(x), dtype)
+    return in_eight_bits(x, scale, dtype), scale
 
 
 def rounded(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
