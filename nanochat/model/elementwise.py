@@ -17,6 +17,11 @@ def _wide(x: Tensor) -> Tensor:
     return x.float() if x.element_size() < torch.float32.itemsize else x
 
 
+def _narrow(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """In a dtype. Not by .to() where it has it already: torch 2.11 compiles a Function whose result is that of such a call without a gradient."""
+    return x if x.dtype == dtype else x.to(dtype)
+
+
 def rms_norm(x: Tensor, eps: float) -> Tensor:
     """x over the root of its mean square along the last dimension, without a weight, in x's dtype (arXiv 1910.07467)."""
     return F.rms_norm(x, (x.size(-1),), eps=eps)
@@ -62,7 +67,7 @@ class RMSNorm(torch.autograd.Function):
         """x: (…, d) → (…, d)."""
         wide = _wide(x)
         factor = torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + eps)
-        y = (wide * factor).to(x.dtype)
+        y = _narrow(wide * factor, x.dtype)
         ctx.save_for_backward(y, factor)
         return y
 
@@ -95,7 +100,7 @@ class RotatedNorm(torch.autograd.Function):
         """x: (B, T, H, D); cos, sin: (T, D/2) or (B, T, D/2) → (B, T, H, D)."""
         wide, (c, s) = _wide(x), _tables(cos, sin)
         factor = torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + eps)
-        y = (factor * (wide * c + _swapped(wide) * s)).to(x.dtype)
+        y = _narrow(factor * (wide * c + _swapped(wide) * s), x.dtype)
         ctx.save_for_backward(y, factor, cos, sin)
         return y
 
