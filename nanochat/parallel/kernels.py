@@ -99,7 +99,8 @@ def _default(size: Size, dtype: torch.dtype, fp8: bool, compiles: bool) -> Recip
         return replace(PLAIN, attention="products") if compiles and size.seq_len <= PRODUCTS_UP_TO else PLAIN
     hopper = not torch.version.hip and torch.cuda.get_device_capability(size.device) >= CUDNN_FROM
     in_fp8 = replace(PLAIN, fp8_casts="fused", fp8_scales="kept") if fp8 else PLAIN
-    return replace(in_fp8, attention="cudnn") if hopper else in_fp8
+    fused = "fused" if compiles and not fp8 else "plain"
+    return replace(in_fp8, attention="cudnn", mlp=fused) if hopper else in_fp8
 
 
 def _without_struck(recipe: Recipe, precision: str, profile: Profile | None) -> Recipe:

@@ -20,7 +20,8 @@ from nanochat.model.casts import GRADIENT, INPUT, in_eight_bits
 from nanochat.model.config import GPTConfig
 from nanochat.model.elementwise import rotary_table
 from nanochat.model.fp8 import ROOM, Fp8MLP, Fp8Products, largest_of, quantized_together, scale_of, scale_of_norms
-from nanochat.model.gpt import Block
+from nanochat.model.fused_mlp import fused_mlp
+from nanochat.model.gpt import MLP, Block
 from nanochat.model.loss import Head, softcap
 from nanochat.optim.newton_schulz import orthogonalize
 from nanochat.parallel.attention import only_attention
@@ -32,6 +33,7 @@ MUON_TOLERANCE = {"bf16": 0.06, "fp32": 1e-3}  # five iterations make roundings 
 MUON_EXCESS = 1.5  # how many times the plain way's error another way may have where singular values are small
 FP8_TOLERANCE = 0.03  # against products of the rounded values, where a result near the middle of two may be rounded to the other
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+COPY_ENGINE_FROM = (9, 0)  # Hopper
 TIMED, TIMED_SEQUENCES = 5, 4
 
 
@@ -106,13 +108,20 @@ def names(precision: str, device: torch.device, packages: list[str], can_compile
     else:
         kernels = ["fused", *(["products"] if can_compile else [])]  # which compiled alone is of use
     tuned = ["compile=tuned"] if device.type == "cuda" and autotunes else []
+    fused = ["mlp=plain", "mlp=fused"] if has_fused_mlp(device) and precision == "bf16" and can_compile else []
     compiled = ["head=compiled", "compile=layers", *tuned] if can_compile else []
     return [
         *(f"attention={way}" for way in kernels),
         *(f"muon={way}" for way in CHOICES["muon"]),
         *("head=plain", "compile=off"),
+        *fused,
         *compiled,
     ]
+
+
+def has_fused_mlp(device: torch.device) -> bool:
+    """Whether the chip has the copy engine that nanochat.model.mlp_kernels needs."""
+    return device.type == "cuda" and not torch.version.hip and torch.cuda.get_device_capability(device) >= COPY_ENGINE_FROM
 
 
 def _tolerance(what: str, precision: str) -> float:
@@ -196,6 +205,20 @@ def _block(way: str, precision: str, size: Size) -> tuple[float, None]:
         forward = torch.compile(forward, dynamic=False, mode="max-autotune-no-cudagraphs" if way == "tuned" else None)
     got = _with_gradients(lambda x: forward(x, cos, sin), [x.to(DTYPES[precision])], upstream, fast.parameters())
     return _largest(got, want), None
+
+
+def _mlp(way: str, precision: str, size: Size) -> tuple[float, float]:
+    """A layer's MLP alone, compiled as the model has it."""
+    d, tokens = size.config.hidden_size, 2048
+    mlp = MLP(size.config).to(size.device, torch.float64)
+    for number, weight in enumerate(mlp.parameters()):
+        weight.data = _random(size, *weight.shape, seed=number) / weight.size(1) ** 0.5
+    x, upstream = (_random(size, 1, tokens, d, seed=seed) for seed in (8, 9))
+    want = _with_gradients(mlp, [x], upstream, mlp.parameters())
+    fast = copy.deepcopy(mlp).to(DTYPES[precision])
+    function = torch.compile(partial(fused_mlp, fast) if way == "fused" else fast, dynamic=False)
+    once = partial(_with_gradients, function, [x.to(DTYPES[precision])], upstream, list(fast.parameters()))
+    return _largest(once(), want), _milliseconds(once, size.device)
 
 
 def _head(way: str, precision: str, size: Size) -> tuple[float, None]:
@@ -288,6 +311,7 @@ PROOFS: dict[str, Callable[[str, str, Size], tuple[float, float | None]]] = {
     "attention": _attention,
     "compile": _block,
     "head": _head,
+    "mlp": _mlp,
     "muon": _muon,
     **{what: partial(_fp8, what) for what in CHOICES if what.startswith("fp8")},
 }

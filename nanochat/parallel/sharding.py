@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 
 from nanochat.model.attention import attention_by_products
 from nanochat.model.config import GPTConfig
+from nanochat.model.fused_mlp import use_fused_mlp
 from nanochat.model.fp8_layers import KeptForAStep, use_fp8
 from nanochat.model.gpt import GPT, Block
 from nanochat.model.init import init_weights, initial_std
@@ -132,6 +133,8 @@ def sharded_model(
         for block in model.model.layers:
             assert isinstance(block, Block)
             block.attend = attention_by_products
+    if recipe.mlp == "fused" and not fp8:
+        use_fused_mlp(model)
     if fp8:
         use_fp8(model, fast=recipe.fp8_sums == "short", fused=recipe.fp8_casts == "fused")
     apply_recompute(model, recompute)

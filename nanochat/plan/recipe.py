@@ -8,6 +8,7 @@ from nanochat.common.errors import UserError
 CHOICES = {
     "attention": ("fused", "cudnn", "flash", "fa3", "fa4", "efficient", "math", "products"),
     "muon": ("plain", "halves", "gram"),
+    "mlp": ("plain", "fused"),
     "fp8_sums": ("long", "short"),
     "fp8_weights": ("made", "kept"),
     "fp8_scales": ("made", "kept"),
@@ -25,6 +26,9 @@ class Recipe:
     they are installed), `efficient`, `math`: that one; `products`: plain products and a softmax (see model.attention)."""
     muon: str = "plain"
     """`plain`, `halves` or `gram`, as optim.newton_schulz has them."""
+    mlp: str = "plain"
+    """Whether relu² and its gradient are passes of their own, `plain`, or the end of the products before them, `fused`: a Triton kernel of
+    this project, in bf16."""
     fp8_sums: str = "long"
     """Whether gradients in fp8 are summed in float32, `long`, or in the tensor cores' shorter registers, `short`."""
     fp8_weights: str = "made"

@@ -68,7 +68,7 @@ class Search:
             return
         for attention in self.attentions(within=float("inf")):
             plain = Recipe(attention=attention, muon=muon, fp8_sums=sums, compile="layers" if compiled else "off")
-            likely = replace(plain, **self._likely_in_fp8())
+            likely = replace(plain, **self._likely_kernels())
             if like:
                 yield replace(likely, attention=like.attention, muon=like.muon, threads=like.threads)
                 like = None
@@ -78,10 +78,10 @@ class Search:
             if compiled:
                 yield replace(plain, compile="off")
 
-    def _likely_in_fp8(self) -> dict[str, Any]:
-        """Of what is proven: kernels of our own for casts, and scales of a step's first micro-batch for all."""
-        likely = {"fp8_casts": "fused", "fp8_scales": "kept"}
-        return {what: way for what, way in likely.items() if self.job.fp8 and self._proof(f"{what}={way}")}
+    def _likely_kernels(self) -> dict[str, Any]:
+        """Of what is proven: kernels of our own for the MLP; in fp8 for casts, and scales of a step's first micro-batch for all."""
+        likely = {"fp8_casts": "fused", "fp8_scales": "kept"} if self.job.fp8 else {"mlp": "fused"}
+        return {what: way for what, way in likely.items() if self._proof(f"{what}={way}")}
 
     def attentions(self, within: float = WITHIN) -> list[str]:
         """Proven kernels of attention, the fastest first, without those that are much slower."""
@@ -158,6 +158,8 @@ class Search:
         changes = []
         if self.job.fp8:
             changes = [("fp8_sums", "short"), *([("fp8_weights", "kept")] if several else []), ("fp8_casts", "plain")]
+        else:
+            changes = [("mlp", "plain")]
         changes += [("muon", "gram"), *([("muon", "halves")] if self.job.on_gpu else [])]
         changes += [("attention", way) for way in self.attentions()]
         for what, way in changes:

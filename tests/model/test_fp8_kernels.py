@@ -104,7 +104,7 @@ def test_kernels_compile_for_chips_with_fp8(chip: int, monkeypatch: pytest.Monke
         )
         for before, eight, rows in ((bf16, e5m2, True), (bf16, e4m3, False), (e4m3, e4m3, False))
     ]
-    pointers = {"d_h_ptr": bf16, "a_ptr": bf16, "d_scale_ptr": fp32, "h_scale_ptr": fp32, "rows_ptr": e5m2, "turned_ptr": e5m2}
+    pointers = {"d_h_ptr": bf16, "a_ptr": bf16, "d_scale_ptr": fp32, "h_scale_ptr": fp32, "rows_ptr": e5m2}
     gradient = (
         kernels._relu_squared_gradient,
         {**pointers, "h_turned_ptr": e4m3, "n": "i32", "k": "i32"},
