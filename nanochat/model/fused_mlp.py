@@ -4,14 +4,13 @@ The products are kernels of our own (nanochat.model.mlp_kernels) behind operator
 computes the plain way.
 """
 
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from nanochat.model.gpt import GPT, MLP, Block
+from nanochat.model.gpt import GPT, Block
 
 
 @torch.library.custom_op("nanochat::relu_squared_of_product", mutates_args=())
@@ -63,16 +62,14 @@ class FusedMLP(torch.autograd.Function):
         return d_a @ w1, d_a.t() @ x, g.t() @ y
 
 
-def fused_mlp(mlp: MLP, x: Tensor) -> Tensor:
-    """x: (…, d) → (…, d), in training; evaluations and samples are left alone."""
-    if not torch.is_grad_enabled():
-        return MLP.forward(mlp, x)
-    y: Tensor = FusedMLP.apply(x.flatten(0, -2), mlp.fc1.weight, mlp.fc2.weight)
+def fused_mlp(x: Tensor, w1: Tensor, w2: Tensor) -> Tensor:
+    """x: (…, d), w1: (4d, d), w2: (d, 4d) → (…, d)."""
+    y: Tensor = FusedMLP.apply(x.flatten(0, -2), w1, w2)
     return y.view(x.shape)
 
 
 def use_fused_mlp(model: GPT) -> None:
-    """Let the MLPs of the model's layers be computed so, in place."""
+    """Let the MLPs of the model's layers be computed so in training, in place; evaluations and samples are left alone."""
     for block in model.model.layers:
         assert isinstance(block, Block)
-        block.mlp.forward = partial(fused_mlp, block.mlp)  # type: ignore[method-assign]
+        block.mlp.in_training = fused_mlp

@@ -61,9 +61,12 @@ class MLP(nn.Module):
         super().__init__()
         self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.in_training: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None  # another way, of input and weights
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, T, d) → (B, T, d)."""
+        if self.in_training and torch.is_grad_enabled():
+            return self.in_training(x, self.fc1.weight, self.fc2.weight)
         return self.fc2(relu_squared(self.fc1(x)))
 
 

@@ -1,7 +1,7 @@
 """Orthogonalisation by Newton–Schulz iteration, a batch of matrices at a time."""
 
 from collections.abc import Callable
-from functools import reduce
+from functools import cache, reduce
 from itertools import pairwise
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 STEPS = 5
 # Quintic a·x + b·x³ + c·x⁵ with the steepest slope at zero that keeps singular values near one (Keller Jordan's Muon).
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+COPY_ENGINE_FROM = (9, 0)  # Hopper
 HALVINGS = 2  # of a symmetric product: 3/4 of it is made with one, 5/8 with two, and the rest is copied
 SMALLEST_HALVED = 512  # rows; smaller blocks do not fill a GPU
 # After which iterations the Gram matrix is made anew: left to itself it loses the small singular values in bf16 within three.
@@ -22,13 +23,25 @@ def newton_schulz_flops(rows: int, cols: int) -> int:
     return STEPS * (4 * short * short * long + 2 * short**3)
 
 
+@cache
+def _has_copy_engine(device: torch.device) -> bool:
+    return not torch.version.hip and torch.cuda.get_device_capability(device) >= COPY_ENGINE_FROM
+
+
 def plain_product(a: Tensor, b: Tensor, plus: Tensor | None = None, beta: float = 1.0, alpha: float = 1.0) -> Tensor:
     """alpha · a · b, and beta · plus besides; a: (n, d, k), b: (n, k, m), plus: (n, d, m) → (n, d, m)."""
     return a @ b if plus is None else torch.baddbmm(plus, a, b, beta=beta, alpha=alpha)
 
 
 def symmetric_product(a: Tensor, b: Tensor, plus: Tensor | None = None, beta: float = 1.0, alpha: float = 1.0) -> Tensor:
-    """The same where the result is known to be symmetric, (n, d, d): what is above the diagonal is made, what is below is copied."""
+    """The same where the result is known to be symmetric, (n, d, d), and b is symmetric too or the transpose of a.
+
+    What is above the diagonal is made, what is below is copied: by a kernel of our own where the chip has a copy engine, else by blocks.
+    """
+    if a.is_cuda and a.dtype == torch.bfloat16 and not a.size(1) % 8 and not a.size(2) % 8 and _has_copy_engine(a.device):
+        from nanochat.optim.symmetric_kernel import symmetric
+
+        return symmetric(a, b.mT if b.mT.is_contiguous() else b, plus, beta, alpha)
     out = a.new_empty(a.size(0), a.size(1), b.size(2))
     for rows, columns in _blocks(0, a.size(1), HALVINGS):
         block = out[:, rows, columns]

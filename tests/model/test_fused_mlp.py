@@ -69,6 +69,18 @@ def test_gradients_are_those_of_the_plain_way() -> None:
         torch.testing.assert_close(one, other)
 
 
+@NO_COMPILER
+def test_all_layers_share_one_graph() -> None:
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    model = GPT(GPTConfig.from_depth(4, 64, 32))
+    use_fused_mlp(model)
+    compile_model(model)
+    ids = torch.randint(0, 64, (2, 32))
+    model(ids, ids).backward()
+    assert torch._dynamo.utils.counters["frames"]["ok"] == 2  # a layer and the loss
+
+
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=NO_COMPILER)])
 def test_a_model_with_it_is_the_same_model(compiled: bool) -> None:
     torch._dynamo.reset()
