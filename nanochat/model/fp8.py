@@ -48,12 +48,15 @@ def product(a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, dtype: torch
     return torch._scaled_mm(a, b.t(), scale_a=a_scale, scale_b=b_scale, out_dtype=dtype, use_fast_accum=fast)
 
 
-def _weights(kept: Tensor | None, scale: Tensor | None, weights: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], Tensor]:
-    """Each weight in eight bits, and the scale of all, kept or made."""
+def _weights(
+    kept: Tensor | None, scale: Tensor | None, weights: Sequence[Tensor], largest: Tensor | None
+) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
+    """Each weight in eight bits, the scale of all, and their largest value, where it is known already; the first two kept or made."""
     if kept is not None and scale is not None:
-        return kept.split([weight.size(0) for weight in weights]), scale
-    scale = scale_of(largest_of(*weights), INPUT)
-    return tuple(in_eight_bits(weight, scale, INPUT) for weight in weights), scale
+        return kept.split([weight.size(0) for weight in weights]), scale, torch.zeros_like(scale)
+    largest = largest_of(*weights) if largest is None else largest
+    scale = scale_of(largest, INPUT)
+    return tuple(in_eight_bits(weight, scale, INPUT) for weight in weights), scale, largest
 
 
 def _turned_weights(kept: Tensor | None, scale: Tensor, weights: Sequence[Tensor], after: Tensor, fused: bool) -> Tensor:
@@ -72,8 +75,8 @@ class Fp8Products(torch.autograd.Function):
         """x: (n, in), weights: (out, in) each, of one dtype → (n, out) each in it.
 
         kept, kept_scale: the weights as `quantized_together` made them before, where it has. fixed: x's scale where it is known.
-        largest: (2,) float32, the largest values of x and of the upstream gradients, of which scales are made; in the first
-        micro-batch of a step they are taken of the tensors themselves, and come back as the gradient of `largest`.
+        largest: (3,) float32, the largest values of x, of the upstream gradients and of the weights, of which scales are made; in
+        the first micro-batch of a step they are taken of the tensors themselves, and come back as the gradient of `largest`.
         fast: whether the gradients' sums are the short ones too. fused: whether casts are kernels of our own.
         """
         takes = largest is None or first
@@ -83,9 +86,9 @@ class Fp8Products(torch.autograd.Function):
             x_largest = largest_of(x)
         x_scale = x_largest if fixed else scale_of(x_largest, INPUT, room)
         x8 = in_eight_bits(x, fixed or x_scale, INPUT)
-        eights, w_scale = _weights(kept, kept_scale, weights)
+        eights, w_scale, w_largest = _weights(kept, kept_scale, weights, None if takes else largest[2])  # type: ignore[index]
         # What no norm gives is kept elsewhere as it is: it is made eight bits again.
-        ctx.save_for_backward(x8 if fixed else x, x_scale, x_largest, w_scale, kept, largest, *weights)
+        ctx.save_for_backward(x8 if fixed else x, x_scale, x_largest, w_scale, w_largest, kept, largest, *weights)
         ctx.how = takes, fast, fused
         return tuple(product(x8, x_scale, w8, w_scale, x.dtype, fast=True) for w8 in eights)
 
@@ -93,7 +96,7 @@ class Fp8Products(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         """All gradients in the compute dtype: the gradients of the results side by side are one operand of two products."""
-        x, x_scale, x_largest, w_scale, kept, largest, *weights = ctx.saved_tensors
+        x, x_scale, x_largest, w_scale, w_largest, kept, largest, *weights = ctx.saved_tensors
         takes, fast, fused = ctx.how
         dtype = upstream[0].dtype
         g_largest = largest_of(*upstream) if takes else largest[1]
@@ -104,7 +107,7 @@ class Fp8Products(torch.autograd.Function):
         made = x.dtype == INPUT
         x8_turned = turned(x, upstream[0], fused) if made else cast_turned([x], x_scale, upstream[0], fused)
         d_weights = product(g8_turned, g_scale, x8_turned, x_scale, dtype, fast)
-        found = torch.stack((x_largest, g_largest)) if takes and largest is not None else None
+        found = torch.stack((x_largest, g_largest, w_largest)) if takes and largest is not None else None
         return d_x, None, None, found, None, None, None, None, *d_weights.split([weight.size(0) for weight in weights])
 
 
@@ -118,18 +121,20 @@ class Fp8MLP(torch.autograd.Function):
     ) -> Tensor:  # fmt: skip
         """x: (n, d), what a norm gives, of the scale `fixed`; weight1: (4d, d), weight2: (d, 4d) → (n, d).
 
-        largest: (3,) float32, of relu²'s results, of the upstream gradient and of the first product's; else as for Fp8Products.
+        largest: (5,) float32, of relu²'s results, of the upstream gradient, of the first product's and of both weights; else as for
+        Fp8Products.
         """
         takes = largest is None or first
-        (w1,), scale1 = _weights(kept1, scale1, [weight1])
-        (w2,), scale2 = _weights(kept2, scale2, [weight2])
+        (w1,), scale1, largest1 = _weights(kept1, scale1, [weight1], None if takes else largest[3])  # type: ignore[index]
+        (w2,), scale2, largest2 = _weights(kept2, scale2, [weight2], None if takes else largest[4])  # type: ignore[index]
         x8, x_scale = in_eight_bits(x, fixed, INPUT), torch.full((), fixed, device=x.device)
         a = product(x8, x_scale, w1, scale1, x.dtype, fast=True)
         h = a.float().relu().square()
         h_largest = largest_of(h) if takes else largest[0]  # type: ignore[index]
         h_scale = scale_of(h_largest, INPUT, 1.0 if largest is None else ROOM[INPUT])
         y = product(in_eight_bits(h, h_scale, INPUT), h_scale, w2, scale2, x.dtype, fast=True)
-        ctx.save_for_backward(x8, x_scale, a, h_scale, h_largest, scale1, scale2, kept1, kept2, largest, weight1, weight2)
+        found = (h_largest, largest1, largest2)
+        ctx.save_for_backward(x8, x_scale, a, h_scale, *found, scale1, scale2, kept1, kept2, largest, weight1, weight2)
         ctx.how = takes, fast, fused
         return y
 
@@ -137,7 +142,7 @@ class Fp8MLP(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         """All gradients in the compute dtype."""
-        x8, x_scale, a, h_scale, h_largest, scale1, scale2, kept1, kept2, largest, weight1, weight2 = ctx.saved_tensors
+        x8, x_scale, a, h_scale, h_largest, largest1, largest2, scale1, scale2, kept1, kept2, largest, weight1, weight2 = ctx.saved_tensors
         (takes, fast, fused), g = ctx.how, upstream[0]
         room = 1.0 if largest is None else ROOM[GRADIENT]
         g_largest = largest_of(g) if takes else largest[1]
@@ -150,5 +155,5 @@ class Fp8MLP(torch.autograd.Function):
         d_weight2 = product(g8_turned, g_scale, h_turned, h_scale, g.dtype, fast)
         d_x = product(d_a, a_scale, _turned_weights(kept1, scale1, [weight1], g, fused), scale1, g.dtype, fast)
         d_weight1 = product(d_a_turned, a_scale, turned(x8, g, fused), x_scale, g.dtype, fast)
-        found = torch.stack((h_largest, g_largest, a_largest)) if takes and largest is not None else None
+        found = torch.stack((h_largest, g_largest, a_largest, largest1, largest2)) if takes and largest is not None else None
         return d_x, None, None, None, None, found, None, None, None, None, d_weight1, d_weight2

@@ -90,9 +90,9 @@ def use_fp8(model: GPT, fast: bool = False, fused: bool = False) -> None:
         assert isinstance(block, Block)
         attention, mlp = block.self_attn, block.mlp
         of_qkv = Weights(attention.q_proj, attention.k_proj, attention.v_proj)
-        qkv = InEightBits(of_qkv, values=2, fast=fast, fused=fused, of_norm=True)
-        o = InEightBits(Weights(attention.o_proj), values=2, fast=fast, fused=fused, of_norm=False)
-        both = InEightBits(Weights(mlp.fc1), Weights(mlp.fc2), values=3, fast=fast, fused=fused, of_norm=True)
+        qkv = InEightBits(of_qkv, values=3, fast=fast, fused=fused, of_norm=True)
+        o = InEightBits(Weights(attention.o_proj), values=3, fast=fast, fused=fused, of_norm=False)
+        both = InEightBits(Weights(mlp.fc1), Weights(mlp.fc2), values=5, fast=fast, fused=fused, of_norm=True)
         block.in_eight_bits = nn.ModuleList((qkv, o, both))
         attention.projected = qkv.products  # type: ignore[method-assign]
         attention.o_proj.forward = o.one_product  # type: ignore[method-assign, assignment]
@@ -105,7 +105,7 @@ class KeptForAStep:
     def __init__(self, model: GPT, compiled: bool, weights: bool = False, scales: bool = False):
         """Call it last: what it wraps may be compiled.
 
-        weights: a byte for each of them, on every rank, made as a layer first needs them. scales: of inputs and gradients.
+        weights: a byte for each of them, on every rank, made as a layer first needs them. scales: of inputs, gradients and weights.
         """
         self._quantized = torch.compile(quantized_together, dynamic=False) if compiled else quantized_together
         self._keeps_scales = scales

@@ -284,7 +284,7 @@ def _fp8(what: str, way: str, _precision: str, size: Size) -> tuple[float, float
     upstream = torch.cat(made(*[(tokens, d)] * 3), dim=1)
     x8, g8 = eight(x, scale(INPUT, x)), eight(upstream, scale(GRADIENT, upstream), GRADIENT)
     w8 = eight(torch.cat(weights), quantized_together(weights)[1])
-    largest = torch.stack((largest_of(x), largest_of(upstream))) if keeps_scales else None
+    largest = torch.stack((largest_of(x), largest_of(upstream), largest_of(*weights))) if keeps_scales else None
     products = torch.compile(Fp8Products.apply, dynamic=False)
     head: tuple[Any, ...] = (*kept(*weights), largest, None, not keeps_scales, *how)
     once = partial(_with_gradients, lambda x, *weights: torch.cat(products(x, *head, *weights), dim=1), [x, *weights], upstream)
@@ -299,7 +299,7 @@ def _fp8(what: str, way: str, _precision: str, size: Size) -> tuple[float, float
     h8 = eight(a.square(), scale(INPUT, a.square()))
     d_a = 2 * a * (g8 @ w28).bfloat16()
     d_a8 = eight(d_a, scale(GRADIENT, d_a), GRADIENT)
-    largest = torch.stack([largest_of(each) for each in (a.square(), upstream, d_a)]) if keeps_scales else None
+    largest = torch.stack([largest_of(each) for each in (a.square(), upstream, d_a, w1, w2)]) if keeps_scales else None
     mlp = torch.compile(Fp8MLP.apply, dynamic=False)
     head = (*kept(w1), *kept(w2), largest, fixed, not keeps_scales, *how)
     once = partial(_with_gradients, lambda x, *weights: mlp(x, *head, *weights), [x, w1, w2], upstream)

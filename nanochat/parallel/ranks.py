@@ -94,6 +94,7 @@ def pick_device() -> torch.device:
         raise UserError(f"{wanted} ranks on this node, but {found} GPUs: lower NPROC_PER_NODE (--nproc_per_node)")
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     torch.cuda.set_device(device)
+    torch.set_float32_matmul_precision("highest")  # some images set a variable by which float32 would be multiplied with ten bits
     return device
 
 

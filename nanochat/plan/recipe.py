@@ -34,7 +34,8 @@ class Recipe:
     fp8_weights: str = "made"
     """Whether weights in eight bits are `made` anew for every micro-batch, or `kept` for a step, which takes a byte for each."""
     fp8_scales: str = "made"
-    """Whether scales of inputs and gradients are `made` anew for every micro-batch, or `kept` from a step's first one for the others."""
+    """Whether scales of inputs, gradients and weights are `made` anew for every micro-batch, or `kept` from a step's first one for the
+    others."""
     fp8_casts: str = "plain"
     """Whether what is cast to eight bits is turned in passes that the compiler makes, `plain`, or by Triton kernels of this project."""
     compile: str = "layers"

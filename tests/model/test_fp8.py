@@ -167,6 +167,12 @@ def test_weights_kept_for_a_step_change_nothing_and_follow_the_weights() -> None
             assert torch.equal(one, other)
 
 
+def test_weights_scales_kept_for_a_step_are_theirs() -> None:
+    for one, other in zip(steps_of({"scales": True}), steps_of({"scales": True, "weights": True}), strict=True):
+        for a, b in zip(one, other, strict=True):
+            assert torch.equal(a, b)
+
+
 @pytest.mark.parametrize(
     "compiled", [False, pytest.param(True, marks=pytest.mark.skipif(bool(compiler_missing(torch.device("cpu"))), reason="no compiler"))]
 )
@@ -199,7 +205,9 @@ def test_a_step_that_grows_is_cut_off_and_the_next_finds_its_own_scales() -> Non
     model(ids, targets)
     for each, old in zip(products, before, strict=True):
         assert each.largest is not None
-        assert torch.allclose(each.largest[1:], 1e4 * old[1:], rtol=0.2)
+        of_gradients = slice(1, len(old) - len(each.of))  # between what is of the input and what is of the weights
+        assert torch.allclose(each.largest[of_gradients], 1e4 * old[of_gradients], rtol=0.2)
+        assert torch.equal(each.largest[-len(each.of) :], old[-len(each.of) :])
 
 
 def test_what_is_kept_and_not_renewed_is_stale() -> None:
