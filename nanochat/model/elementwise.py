@@ -18,7 +18,7 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def _narrow(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """In a dtype. Not by .to() where it has it already: torch 2.11 compiles a Function whose result is that of such a call without a gradient."""
+    """In a dtype. Not by .to() where it has it already: of a Function that ends with such a call torch 2.11 compiles no gradient."""
     return x if x.dtype == dtype else x.to(dtype)
 
 

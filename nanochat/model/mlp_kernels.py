@@ -1,4 +1,4 @@
-"""A Triton kernel for the MLP's products whose results are finished before they leave the chip: relu² of one, relu²'s gradient of the other.
+"""A Triton kernel for the MLP's products that finishes their results before they leave the chip: by relu², or by its gradient.
 
 Left to the compiler each is one more pass over tensors of tokens × 4d: 20 of the 49 widths that a layer's element-wise kernels read
 and write. The product itself is as fast as the library's on Hopper, whose copy engine (TMA) it needs. Imported where there is a GPU
@@ -47,7 +47,7 @@ def _product(  # type: ignore[no-untyped-def]
         x = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
         for step in range(tl.cdiv(k, DEPTH)):
             a = a_desc.load([row * ROWS, step * DEPTH])
-            if GRADIENT:
+            if GRADIENT:  # noqa: SIM108
                 b = b_desc.load([step * DEPTH, column * COLUMNS])
             else:
                 b = b_desc.load([column * COLUMNS, step * DEPTH]).T

@@ -48,4 +48,3 @@ def symmetric(a: Tensor, b: Tensor, plus: Tensor | None, beta: float, alpha: flo
         k, tiles, alpha, beta, plus is not None, SIDE, DEPTH, **OPTIONS,
     )  # fmt: skip
     return to
-

@@ -15,8 +15,8 @@ from torch.distributed.tensor import DTensor
 
 from nanochat.model.attention import attention_by_products
 from nanochat.model.config import GPTConfig
-from nanochat.model.fused_mlp import use_fused_mlp
 from nanochat.model.fp8_layers import KeptForAStep, use_fp8
+from nanochat.model.fused_mlp import use_fused_mlp
 from nanochat.model.gpt import GPT, Block
 from nanochat.model.init import init_weights, initial_std
 from nanochat.parallel.compiling import compile_model

@@ -2,6 +2,7 @@
 
 import datetime
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -69,12 +70,15 @@ class Measurement:
     """The same with an empty cache."""
 
     @property
+    def step(self) -> tuple[object, ...]:
+        """What was computed, by whatever kernels."""
+        sizes = (self.depth, self.seq_len, self.vocab_size, self.micro_batch_size, self.grad_accum_steps)
+        return (self.gpu, self.precision, *sizes, self.recompute, self.reshard, self.world_size)
+
+    @property
     def configuration(self) -> tuple[object, ...]:
         """What one row is kept of: the newest measurement of the same configuration takes its place."""
-        return (
-            *(self.gpu, self.precision, self.depth, self.seq_len, self.vocab_size, self.micro_batch_size, self.grad_accum_steps),
-            *(self.recompute, self.reshard, self.world_size, self.recipe, self.source),
-        )
+        return (*self.step, self.recipe, self.source)
 
 
 def row_of(result: dict[str, Any], date: str) -> Measurement:
@@ -134,7 +138,15 @@ def read(path: Path | None = None) -> tuple[Measurement, ...]:
 def of_kind(gpu: str, precision: str) -> tuple[Measurement, ...]:
     """The rows of one kind of GPU in one precision; those of a prototype only where nothing else was measured."""
     rows = tuple(row for row in read() if (row.gpu, row.precision) == (gpu, precision))
-    return tuple(row for row in rows if row.source != "prototype") or rows
+    return fastest(row for row in rows if row.source != "prototype") or rows
+
+
+def fastest(rows: Iterable[Measurement]) -> tuple[Measurement, ...]:
+    """Of each way to divide a step the row with the fastest kernels."""
+    found: dict[tuple[object, ...], Measurement] = {}
+    for row in sorted(rows, key=lambda row: -row.step_s):
+        found[row.step] = row
+    return tuple(found.values())
 
 
 def basis(gpu: str, precision: str) -> str:
@@ -145,7 +157,9 @@ def basis(gpu: str, precision: str) -> str:
     if rows[0].source == "prototype":
         return "from a prototype"
     newest = max(rows, key=lambda row: row.date or "")
-    return f"measured {newest.date} with torch {newest.torch}, CUDA {newest.cuda}"
+    depths = sorted({row.depth for row in rows})
+    at = f"depth{'s' * (len(depths) > 1)} {' and '.join(map(str, depths))}"
+    return f"measured {newest.date} at {at} with torch {newest.torch}, CUDA {newest.cuda}"
 
 
 def record(row: Measurement, path: Path | None = None) -> None:

@@ -58,7 +58,11 @@ def test_measurements_take_the_place_of_prototypees_in_what_speeds_rest_on(table
     row = replace(read()[0], source="bench_train", date="2026-12-01", torch="2.13.0", cuda="13.0", saved_widths=None)
     record(row)
     assert of_kind("H100-80GB", "bf16") == (row,)
-    assert basis("H100-80GB", "bf16") == "measured 2026-12-01 with torch 2.13.0, CUDA 13.0"
+    faster, slower = (replace(row, recipe=f"muon={way}", step_s=step_s) for way, step_s in (("gram", 3.0), ("halves", 3.6)))
+    record(faster)
+    record(slower)
+    assert of_kind("H100-80GB", "bf16") == (faster,)
+    assert basis("H100-80GB", "bf16") == "measured 2026-12-01 at depth 38 with torch 2.13.0, CUDA 13.0"
 
 
 def test_what_the_benchmark_says_becomes_a_row_whose_command_is_one(tmp_path: Path) -> None:

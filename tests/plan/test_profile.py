@@ -120,8 +120,8 @@ def test_speeds_of_other_sizes_are_scaled_to_what_was_measured_here() -> None:
     write_profile(H100, profile(replace(own, step_s=6.4)))
     assert best(small).time.total == pytest.approx(2 * half, rel=0.02)
     assert half != before
-    assert basis(H100, "fp8", 20) == "from a prototype"
-    assert basis(H100, "bf16", 4) == "from a prototype"  # 38 layers say nothing of four
+    assert basis(H100, "fp8", 20) == measurements.basis("H100-80GB", "fp8")
+    assert basis(H100, "bf16", 4) == measurements.basis("H100-80GB", "bf16")  # 38 layers say nothing of four
 
 
 def test_measured_links_replace_the_data_sheet() -> None:
@@ -137,7 +137,7 @@ def test_the_plan_command_goes_by_the_profile_and_makes_nothing(tmp_path: Path, 
     from nanochat.plan.settings import PlanSettings
 
     plan(PlanSettings(depth=38, gpus="8xH100-80GB", json=True))
-    assert json.loads(capsys.readouterr().out)["basis"] == "from a prototype"
+    assert json.loads(capsys.readouterr().out)["basis"] == measurements.basis("H100-80GB", "bf16")
     assert not (tmp_path / "not there yet").exists()
     write_profile(H100, profile(row(4, 3.0)))
     plan(PlanSettings(depth=38, gpus="8xH100-80GB", json=True))
