@@ -79,8 +79,9 @@ class Search:
                 yield replace(plain, compile="off")
 
     def _likely_kernels(self) -> dict[str, Any]:
-        """Of what is proven: kernels of our own for the MLP; in fp8 for casts, and scales of a step's first micro-batch for all."""
+        """Of what is proven: kernels of our own for Muon and the MLP, in fp8 for casts, and there a first micro-batch's scales for all."""
         likely = {"fp8_casts": "fused", "fp8_scales": "kept"} if self.job.fp8 else {"mlp": "fused"}
+        likely |= {"muon": "gram"} if self.job.on_gpu else {}
         return {what: way for what, way in likely.items() if self._proof(f"{what}={way}")}
 
     def attentions(self, within: float = WITHIN) -> list[str]:
@@ -160,7 +161,7 @@ class Search:
             changes = [("fp8_sums", "short"), *([("fp8_weights", "kept")] if several else []), ("fp8_casts", "plain")]
         else:
             changes = [("mlp", "plain")]
-        changes += [("muon", "gram"), *([("muon", "halves")] if self.job.on_gpu else [])]
+        changes += [("muon", way) for way in (("plain", "halves") if self.job.on_gpu else ("gram",))]
         changes += [("attention", way) for way in self.attentions()]
         for what, way in changes:
             now = getattr(self.best[1], what) if self.best else way
