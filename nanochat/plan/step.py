@@ -14,19 +14,18 @@ from nanochat.plan.sizes import Shape
 # Shares of the peaks that a step's work reaches, from the H100's measurements: products of two widths (larger ones draw more
 # power, and the power limit is the ceiling), attention forward and backward by its causal count, element-wise kernels of the bandwidth.
 PRODUCTS_SHARE = ((2432, 0.69), (3328, 0.653))
-FP8_PRODUCTS_SHARE = 0.62  # of fp8's own peak: between the 0.53 and 0.72 that an H100 reached at the shapes of d38 and d52
-ATTENTION_SHARE = 0.403
+FP8_PRODUCTS_SHARE = 0.67  # of fp8's own peak
+ATTENTION_SHARE = 0.319
 BANDWIDTH_SHARE = 0.9
 NEWTON_SCHULZ_SHARE = 0.6
 LINK_SHARE = 0.75
 
 # Reads and writes of tokens × width that a layer's element-wise kernels make in bf16, forward and backward, by precision, and those
 # of the prototype that was measured; counted in the kernels that Inductor writes for an H100 (tests/parallel/test_compiled_kernels.py).
-# By the prototype's times they reach this share of the bandwidth.
-ELEMENTWISE_WIDTHS = {"bf16": 49.1, "fp8": 69.2}
-FP8_FIRST_WIDTHS = 15.0  # besides, in a step's first micro-batch: the largest values, of which scales are made
+ELEMENTWISE_WIDTHS = {"bf16": 49.1, "fp8": 69.4}
+FP8_FIRST_WIDTHS = 16.8  # besides, in a step's first micro-batch: the largest values, of which scales are made
 PROTOTYPE_WIDTHS = {"bf16": 61.1, "fp8": 98.3}
-ELEMENTWISE_SHARE = 0.62
+ELEMENTWISE_SHARE = {"bf16": 0.79, "fp8": 0.70}  # of the bandwidth, which they reach
 BYTES_PER_LOGIT = 12  # of the softmax and its gradient
 RECOMPUTED_WIDTHS = {"none": 0, "mlp": 8, "block": 17}  # element-wise reads and writes made again
 FORWARD_SHARE = 2 / 6  # of the FLOPs of forward and backward
@@ -116,9 +115,10 @@ def computing_time(
     peak, bandwidth = gpu.peak_flops(c), BANDWIDTH_SHARE * gpu.bandwidth_bytes_per_s
     product_flops_per_s = products_share(d) * peak
     layer_flops_per_s = FP8_PRODUCTS_SHARE * (gpu.peak_fp8_flops or peak) if job.fp8 else product_flops_per_s
-    widths = (PROTOTYPE_WIDTHS if prototype else ELEMENTWISE_WIDTHS)["fp8" if job.fp8 else "bf16"]
+    kernels = "fp8" if job.fp8 else "bf16"
+    widths = (PROTOTYPE_WIDTHS if prototype else ELEMENTWISE_WIDTHS)[kernels]
     widths += FP8_FIRST_WIDTHS / grad_accum_steps if job.fp8 and not prototype else 0
-    width_s = d * c / (ELEMENTWISE_SHARE * gpu.bandwidth_bytes_per_s)
+    width_s = d * c / (ELEMENTWISE_SHARE[kernels] * gpu.bandwidth_bytes_per_s)
     attention_flops_per_s = ATTENTION_SHARE * peak
 
     attention_flops = 6 * depth * d * s.seq_len
