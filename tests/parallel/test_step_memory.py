@@ -244,3 +244,20 @@ def test_weights_kept_in_eight_bits_take_a_byte_each(
     got = peak_of_a_step(shape, micro_batch_size, recompute, reshard, 8, 2, True, monkeypatch, kernels)
     predicted = memory.step_memory(shape, micro_batch_size, recompute, reshard, 8, compute_bytes=2, fp8=True, kept_fp8=True)
     assert predicted.allocated == pytest.approx(got, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("depth", "micro_batch_size", "level", "reshard"),
+    [
+        (20, 64, "mlp", True),
+        pytest.param(38, 16, "none", False, marks=pytest.mark.slow),
+        pytest.param(52, 6, "none", True, marks=pytest.mark.slow),
+    ],
+)
+def test_relu_squared_inside_the_products_takes_no_more(
+    depth: int, micro_batch_size: int, level: str, reshard: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape, recompute = Shape(depth), Recompute.parse(level, depth)
+    got = peak_of_a_step(shape, micro_batch_size, recompute, reshard, 8, 2, False, monkeypatch, Recipe(mlp="fused"))
+    predicted = memory.step_memory(shape, micro_batch_size, recompute, reshard, 8, compute_bytes=2)
+    assert 0.95 * predicted.allocated < got < 1.01 * predicted.allocated
