@@ -24,8 +24,14 @@ def newton_schulz_flops(rows: int, cols: int) -> int:
 
 
 @cache
-def _has_copy_engine(device: torch.device) -> bool:
-    return not torch.version.hip and torch.cuda.get_device_capability(device) >= COPY_ENGINE_FROM
+def has_copy_engine(device: torch.device) -> bool:
+    """Whether a device has the engine (TMA) that fetches tiles by itself, which kernels of ours in bf16 need."""
+    return device.type == "cuda" and not torch.version.hip and torch.cuda.get_device_capability(device) >= COPY_ENGINE_FROM
+
+
+def by_kernel(a: Tensor) -> bool:
+    """Whether a symmetric product of a: (n, d, k) is made by a kernel of our own."""
+    return a.dtype == torch.bfloat16 and not a.size(1) % 8 and not a.size(2) % 8 and has_copy_engine(a.device)
 
 
 def plain_product(a: Tensor, b: Tensor, plus: Tensor | None = None, beta: float = 1.0, alpha: float = 1.0) -> Tensor:
@@ -38,10 +44,10 @@ def symmetric_product(a: Tensor, b: Tensor, plus: Tensor | None = None, beta: fl
 
     What is above the diagonal is made, what is below is copied: by a kernel of our own where the chip has a copy engine, else by blocks.
     """
-    if a.is_cuda and a.dtype == torch.bfloat16 and not a.size(1) % 8 and not a.size(2) % 8 and _has_copy_engine(a.device):
+    if by_kernel(a):
         from nanochat.optim.symmetric_kernel import symmetric
 
-        return symmetric(a, b.mT if b.mT.is_contiguous() else b, plus, beta, alpha)
+        return symmetric(a, b if b.is_contiguous() else b.mT, plus, beta, alpha)
     out = a.new_empty(a.size(0), a.size(1), b.size(2))
     for rows, columns in _blocks(0, a.size(1), HALVINGS):
         block = out[:, rows, columns]
@@ -64,7 +70,7 @@ def _blocks(start: int, stop: int, halvings: int) -> list[tuple[slice, slice]]:
 
 
 def _scaled(matrices: Tensor, dtype: torch.dtype) -> Tensor:
-    x = matrices.to(dtype)
+    x = matrices.to(dtype).contiguous()
     return x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
 
 

@@ -23,7 +23,7 @@ from nanochat.model.fp8 import ROOM, Fp8MLP, Fp8Products, largest_of, quantized_
 from nanochat.model.fused_mlp import fused_mlp
 from nanochat.model.gpt import MLP, Block
 from nanochat.model.loss import Head, softcap
-from nanochat.optim.newton_schulz import orthogonalize
+from nanochat.optim.newton_schulz import has_copy_engine, orthogonalize
 from nanochat.parallel.attention import only_attention
 from nanochat.plan.recipe import CHOICES
 
@@ -33,7 +33,6 @@ MUON_TOLERANCE = {"bf16": 0.06, "fp32": 1e-3}  # five iterations make roundings 
 MUON_EXCESS = 1.5  # how many times the plain way's error another way may have where singular values are small
 FP8_TOLERANCE = 0.03  # against products of the rounded values, where a result near the middle of two may be rounded to the other
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-COPY_ENGINE_FROM = (9, 0)  # Hopper
 TIMED, TIMED_SEQUENCES = 5, 4
 
 
@@ -108,7 +107,7 @@ def names(precision: str, device: torch.device, packages: list[str], can_compile
     else:
         kernels = ["fused", *(["products"] if can_compile else [])]  # which compiled alone is of use
     tuned = ["compile=tuned"] if device.type == "cuda" and autotunes else []
-    fused = ["mlp=plain", "mlp=fused"] if has_fused_mlp(device) and precision == "bf16" and can_compile else []
+    fused = ["mlp=plain", "mlp=fused"] if has_copy_engine(device) and precision == "bf16" and can_compile else []
     compiled = ["head=compiled", "compile=layers", *tuned] if can_compile else []
     return [
         *(f"attention={way}" for way in kernels),
@@ -117,11 +116,6 @@ def names(precision: str, device: torch.device, packages: list[str], can_compile
         *fused,
         *compiled,
     ]
-
-
-def has_fused_mlp(device: torch.device) -> bool:
-    """Whether the chip has the copy engine that nanochat.model.mlp_kernels needs."""
-    return device.type == "cuda" and not torch.version.hip and torch.cuda.get_device_capability(device) >= COPY_ENGINE_FROM
 
 
 def _tolerance(what: str, precision: str) -> float:

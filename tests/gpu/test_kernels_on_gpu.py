@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from nanochat.model.fused_mlp import product_times_slope, relu_squared_of_product
-from nanochat.optim.newton_schulz import symmetric_product
-from nanochat.parallel.proofs import Size, has_fused_mlp, prove, relative_error
+from nanochat.optim.newton_schulz import has_copy_engine, symmetric_product
+from nanochat.parallel.proofs import Size, prove, relative_error
 
 pytestmark = pytest.mark.skipif(
-    not torch.cuda.is_available() or not has_fused_mlp(torch.device("cuda", 0)), reason="needs a GPU with a copy engine"
+    not torch.cuda.is_available() or not has_copy_engine(torch.device("cuda", 0)), reason="needs a GPU with a copy engine"
 )
 
 

@@ -3,10 +3,13 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 import torch
 
+from nanochat.optim import newton_schulz
+from nanochat.optim.newton_schulz import orthogonalize
 from tests.conftest import ROOT
 
 
@@ -20,9 +23,19 @@ def the_kernel_is_right() -> None:
         torch.testing.assert_close(symmetric(gram, gram, gram, 0.5, 2.0), 2 * gram @ gram + 0.5 * gram, rtol=1e-4, atol=1)
 
 
-def test_the_kernel_is_right() -> None:
+def orthogonal_matrices_are_those_of_float64() -> None:
+    newton_schulz.by_kernel = lambda _: True  # type: ignore[assignment]
+    for shape in ((2, 128, 128), (1, 128, 256), (2, 256, 128)):
+        matrices = torch.randn(*shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        for way in ("halves", "gram"):
+            got, want = orthogonalize(matrices, torch.float32, way), orthogonalize(matrices, torch.float64)
+            torch.testing.assert_close(got.double(), want, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("check", [the_kernel_is_right, orthogonal_matrices_are_those_of_float64])
+def test_in_the_interpreter(check: Callable[[], None]) -> None:
     pytest.importorskip("triton")
-    program = "from tests.optim.test_symmetric_kernel import the_kernel_is_right as f; f(); print('right')"
+    program = f"from tests.optim.test_symmetric_kernel import {check.__name__} as check; check(); print('right')"
     environment = {**os.environ, "TRITON_INTERPRET": "1"}  # which Triton reads as it is imported
     finished = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert finished.stdout == "right\n", finished.stderr
