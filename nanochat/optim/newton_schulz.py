@@ -70,7 +70,7 @@ def _blocks(start: int, stop: int, halvings: int) -> list[tuple[slice, slice]]:
 
 
 def _scaled(matrices: Tensor, dtype: torch.dtype) -> Tensor:
-    x = matrices.to(dtype).contiguous()
+    x = matrices.to(dtype, memory_format=torch.contiguous_format, copy=True)
     return x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
 
 

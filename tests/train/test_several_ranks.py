@@ -43,11 +43,11 @@ def test_killed_at_four_ranks_it_goes_on_at_two_and_at_one(world: World, whole: 
 
 def test_in_eight_bits_two_ranks_with_scales_of_their_own_follow_float32(world: World, whole: dict[int, float]) -> None:
     run = [*(flag for flag in FLAGS if not flag.startswith("--precision")), "--precision=fp8", "--micro_batch_size=1"]
-    run += ["--recipe=fp8_scales=kept,fp8_weights=kept", "--model_tag=eight"]
+    run += ["--recipe=fp8_scales=kept,fp8_weights=kept", "--model_tag=eight-bits"]
     finished = world.run("scripts.base_train", *run, nproc=2, NANOCHAT_FP8_ON_CPU="1")
     assert finished.returncode == 0, finished.stderr
     assert "fp8_scales=kept" in finished.stdout
-    eight = world.losses("eight")
+    eight = world.losses("eight-bits")
     assert eight == pytest.approx(whole, rel=0.02)
     assert eight != pytest.approx(whole, abs=1e-4)  # they are in eight bits
 
