@@ -1,4 +1,4 @@
-"""Which kernels a run computes with: those that its machine's profile names, or defaults that prove themselves as it starts."""
+"""Which kernels a run computes with: those that its machine's profile names, or defaults; what is not proven yet proves itself first."""
 
 import os
 from dataclasses import dataclass, replace
@@ -6,17 +6,19 @@ from typing import Any
 
 import torch
 
-from nanochat.common.console import warn
+from nanochat.common.console import say, warn
 from nanochat.common.errors import UserError
 from nanochat.parallel.attention import PACKAGES, installed_packages, take_attention
 from nanochat.parallel.compiling import compiler_missing
 from nanochat.parallel.precision import Precision, makes_fp8_products, resolve_precision
-from nanochat.parallel.proofs import Size, names, prove
-from nanochat.plan.profile import Profile
+from nanochat.parallel.proofs import Proof, Size, names, prove
+from nanochat.plan.hardware import Gpu
+from nanochat.plan.profile import Profile, add_proofs, profile_of
 from nanochat.plan.recipe import CHOICES, PLAIN, Recipe, proven_in
 
 CUDNN_FROM = (9, 0)  # on Hopper cuDNN's forward and backward reach 399 TFLOP/s where FlashAttention-2 reaches 236
 PRODUCTS_UP_TO = 1024  # tokens of a sequence whose scores a CPU's caches bear
+COMPILED = ("compile=layers", "compile=tuned", "head=compiled")
 NAMES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 
 
@@ -32,6 +34,8 @@ class Kernels:
     """The kernels."""
     why: str
     """Where the choice comes from, in words."""
+    proven: tuple[Proof, ...] = ()
+    """What no profile had proven, and proved itself now."""
 
     @property
     def precision(self) -> str:
@@ -53,6 +57,16 @@ class Kernels:
             torch.set_num_threads(self.recipe.threads)
 
 
+def settle_here(
+    gpu: Gpu, asked: Precision, choices: str, compiles: bool, size: Size, kept: tuple[Precision, Recipe] | None = None
+) -> Kernels:
+    """`settle` on this very machine: by its profile, which then has what proved itself too, so that the next start need not wait for it."""
+    kernels = settle(asked, choices, compiles, size, profile_of(gpu), kept)
+    if kernels.proven:
+        add_proofs(gpu, [proof.to_json() for proof in kernels.proven], torch.version.cuda or torch.version.hip)
+    return kernels
+
+
 def settle(
     asked: Precision, choices: str, compiles: bool, size: Size, profile: Profile | None, kept: tuple[Precision, Recipe] | None = None
 ) -> Kernels:
@@ -65,7 +79,7 @@ def settle(
     """
     if kept:
         asked = kept[0]
-    elif asked == "auto" and profile and size.device.type == "cpu":
+    elif asked == "auto" and profile and profile.tuned and size.device.type == "cpu":
         asked = "fp32" if profile.precision == "fp32" else "bf16"
     dtype, fp8 = resolve_precision(asked, size.device), makes_fp8_products(asked, size.device)
     precision = "fp8" if fp8 else NAMES[dtype]
@@ -81,14 +95,27 @@ def settle(
         why = "defaults; python -m scripts.tune measures what is fastest here"
     if choices != "auto" and not kept:
         recipe, why = recipe.changed(choices), f"--recipe={choices}"
-    if not compiles:  # without which the many small steps of products are slow
-        recipe = replace(recipe, compile="off", attention="fused" if recipe.attention == "products" else recipe.attention)
+    if not compiles:
+        recipe = _uncompiled(recipe)
     recipe = _without_struck(recipe, precision, profile)
-    for name in _unproven(recipe, precision, profile):
-        if not _proves_itself(name, precision, size, name in choices.split(",")):
+    proven, unproven = [], _unproven(recipe, precision, profile)
+    if unproven:
+        say(f"proving on this machine, before it trains: {', '.join(unproven)}")
+    for name in unproven:
+        proof = _proof_of(name, precision, size, name in choices.split(","))
+        if proof:
+            proven.append(proof)
+        elif name in COMPILED:
+            recipe = _uncompiled(recipe)
+        else:
             what = name.split("=")[0]
             recipe = replace(recipe, **{what: getattr(PLAIN, what)})
-    return Kernels(dtype, fp8, recipe, why)
+    return Kernels(dtype, fp8, recipe, why, tuple(proven))
+
+
+def _uncompiled(recipe: Recipe) -> Recipe:
+    """The same without a compiler, without which the many small steps of products are slow."""
+    return replace(recipe, compile="off", attention="fused" if recipe.attention == "products" else recipe.attention)
 
 
 def _default(size: Size, dtype: torch.dtype, fp8: bool, compiles: bool) -> Recipe:
@@ -118,28 +145,33 @@ def _without_struck(recipe: Recipe, precision: str, profile: Profile | None) -> 
 
 
 def _unproven(recipe: Recipe, precision: str, profile: Profile | None) -> list[str]:
-    """The choices that are not plain, nor products of torch's own, nor proven by the profile."""
+    """What computes otherwise than torch's own operators do one by one, and is not proven by the profile."""
     found = []
     for what in CHOICES:
         way = getattr(recipe, what)
-        plain = way == getattr(PLAIN, what) or way in ("off", "products") or (what.startswith("fp8") and precision != "fp8")
-        is_there = way not in PACKAGES or way in installed_packages()
-        if not plain and not (is_there and profile and profile.proves(f"{what}={way}", proven_in(what, precision))):
-            found.append(f"{what}={way}")
+        plain = what != "compile" and way == getattr(PLAIN, what)
+        if plain or way in ("off", "products") or (what.startswith("fp8") and precision != "fp8"):
+            continue
+        for name in (f"{what}={way}", *(["head=compiled"] if what == "compile" else [])):
+            is_there = way not in PACKAGES or way in installed_packages()
+            if not (is_there and profile and profile.proves(name, proven_in(what, precision))):
+                found.append(name)
     return found
 
 
-def _proves_itself(name: str, precision: str, size: Size, asked: bool) -> bool:
+def _proof_of(name: str, precision: str, size: Size, asked: bool) -> Proof | None:
+    """The proof of a choice, made now; None, with a warning, where it fails. Raises UserError where it was asked for."""
     of_layers = proven_in(name.split("=")[0], precision)
     if name not in names(of_layers, size.device, installed_packages(), can_compile=True):
         if asked:
             raise UserError(f"--recipe={name}: not to be had on this device in {precision}")
         warn(f"{name} is not to be had here any more and is left out")
-        return False
+        return None
     proof = prove(name, of_layers, size)
-    if not proof.passed:
-        what = proof.note or f"its results err by {proof.error:.2g} where {proof.tolerance:.2g} is allowed"
-        if asked:
-            raise UserError(f"--recipe={name}: does not prove itself here: {what}")
-        warn(f"{name} does not prove itself here and is left out, which is slower: {what}")
-    return proof.passed
+    if proof.passed:
+        return proof
+    what = proof.note or f"its results err by {proof.error:.2g} where {proof.tolerance:.2g} is allowed"
+    if asked:
+        raise UserError(f"--recipe={name}: does not prove itself here: {what}")
+    warn(f"{name} does not prove itself here and is left out, which is slower: {what}")
+    return None

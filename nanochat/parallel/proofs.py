@@ -23,7 +23,7 @@ from nanochat.model.fp8 import ROOM, Fp8MLP, Fp8Products, largest_of, quantized_
 from nanochat.model.fused_mlp import fused_mlp
 from nanochat.model.gpt import MLP, Block
 from nanochat.model.loss import Head, softcap
-from nanochat.optim.newton_schulz import has_copy_engine, orthogonalize
+from nanochat.optim.newton_schulz import has_copy_engine, orthogonalize, symmetric_product
 from nanochat.parallel.attention import only_attention
 from nanochat.plan.recipe import CHOICES
 
@@ -246,6 +246,9 @@ def _muon(way: str, precision: str, size: Size) -> tuple[float, float]:
     for rows, cols in ((d, d), (d, 4 * d), (4 * d, d)):
         x = _random(size, 2, rows, cols)
         errors.append(relative_error(orthogonalize(x, dtype, way), orthogonalize(x, torch.float64)))
+        if way != "plain":  # later iterations mend what the first one does wrong
+            wide = (x.mT if rows > cols else x).to(dtype).contiguous()
+            errors.append(relative_error(symmetric_product(wide, wide.mT), wide.double() @ wide.double().mT))
     values = torch.logspace(0, -3, d, dtype=torch.float64, device=size.device)
     falling = (_random(size, 1, d, d) * values) @ _random(size, 1, d, 4 * d, seed=1)
     want = orthogonalize(falling, torch.float64)

@@ -21,6 +21,7 @@ from nanochat.plan.recipe import Recipe
 
 FORMAT = 2
 FAR = 4  # times as deep
+UNFINISHED = "unfinished"  # as a driver: what is proven is known, and what is fastest not yet
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,11 @@ class Profile:
     cuda: str | None
     """Version; None on a CPU."""
     driver: str
-    """Version of the GPU's driver; empty on a CPU."""
+    """Version of the GPU's driver; empty on a CPU; `unfinished` where it is not tuned yet."""
     date: str
     """ISO date."""
     precision: str
-    """What --precision=auto is: bf16 or fp32."""
+    """What --precision=auto is: bf16 or fp32; or auto, where no speed was measured."""
     tuned: tuple[Tuned, ...]
     """The fastest, by size and precision."""
     rows: tuple[Measurement, ...]
@@ -173,8 +174,24 @@ def write_profile(gpu: Gpu, profile: Profile) -> Path:
     from nanochat.common.files import write_json
 
     path = profile_path(gpu)
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, asdict(profile))
     return path
+
+
+def add_proofs(gpu: Gpu, proofs: list[dict[str, Any]], cuda: str | None) -> None:
+    """Keep what proved itself outside of a tuning in the machine's profile, or in one that has nothing else.
+
+    proofs: as `Profile.proofs` has them. cuda: version. Where it cannot be written it is only said: it is proven again next time.
+    """
+    old = profile_of(gpu)
+    profile = old or Profile(machine_of(gpu), torch_version(), cuda, UNFINISHED, measurements.today(), "auto", (), (), ())
+    now = {(each["name"], each["precision"]) for each in proofs}
+    others = [each for each in profile.proofs if (each["name"], each["precision"]) not in now]
+    try:
+        write_profile(gpu, replace(profile, proofs=(*others, *proofs)))
+    except OSError as error:
+        warn(f"what proved itself here is not kept ({error}), and will be proven again at the next start")
 
 
 def measured(gpu: Gpu, precision: str, depth: int) -> tuple[Measurement, ...]:

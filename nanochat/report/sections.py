@@ -120,7 +120,7 @@ def tuning(stage: StageFiles) -> str:
     """What scripts.tune found on the machine of a stage: the fastest ways, and what was struck out. Empty where it was not run."""
     question = stage.plan.get("question") or {}
     profile = profile_of(next((gpu for gpu in (*GPUS, cpu(0.0)) if gpu.name == question.get("gpu")), cpu(0.0)))
-    if profile is None or profile.machine != question.get("machine"):
+    if profile is None or not profile.tuned or profile.machine != question.get("machine"):
         return ""
     header = ["depth", "sequence", "precision", "kernels", "tok/s of a rank", "MFU", "forward (s)", "backward (s)", "optimizer (s)"]
     rows = []

@@ -24,7 +24,7 @@ from nanochat.model.config import GPTConfig
 from nanochat.model.init import initial_std
 from nanochat.optim.build import Optimizers
 from nanochat.parallel.compiling import say_compiling
-from nanochat.parallel.kernels import Kernels, settle
+from nanochat.parallel.kernels import Kernels, settle_here
 from nanochat.parallel.precision import newton_schulz_dtype
 from nanochat.parallel.proofs import Size
 from nanochat.parallel.ranks import Ranks, ranks
@@ -34,7 +34,6 @@ from nanochat.plan import measurements
 from nanochat.plan.choose import RESHARD, StepPlan, choose
 from nanochat.plan.hardware import GPUS
 from nanochat.plan.memory import GIB
-from nanochat.plan.profile import profile_of
 from nanochat.plan.recompute import Recompute
 from nanochat.plan.sizes import Shape
 from nanochat.plan.step import Job, traffic_time
@@ -202,9 +201,7 @@ def bench_train(settings: BenchTrainSettings) -> None:
 
 def _measure(s: BenchTrainSettings, r: Ranks) -> tuple[dict[str, Any], str]:
     shape, gpu = Shape(s.depth, s.vocab_size, s.max_seq_len), this_gpu(r)
-    kernels = r.from_first(
-        lambda: settle(s.precision, s.recipe, s.compile, Size(r.device, s.depth, s.max_seq_len, s.vocab_size), profile_of(gpu))
-    )
+    kernels = r.from_first(lambda: settle_here(gpu, s.precision, s.recipe, s.compile, Size(r.device, s.depth, s.max_seq_len, s.vocab_size)))
     job = job_of(shape, s.tokens(r.world_size), s.sequences, kernels, gpu, r)
     if s.record and not job.on_gpu:
         raise UserError("--record: the planner's table holds GPUs only, and this machine has none")

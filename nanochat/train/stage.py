@@ -23,7 +23,7 @@ from nanochat.model.gpt import GPT
 from nanochat.model.init import initial_std
 from nanochat.optim.build import Optimizers
 from nanochat.parallel.compiling import say_compiling
-from nanochat.parallel.kernels import settle
+from nanochat.parallel.kernels import settle_here
 from nanochat.parallel.out_of_memory import Alarm, can_recover, recover
 from nanochat.parallel.precision import newton_schulz_dtype
 from nanochat.parallel.proofs import Size
@@ -31,7 +31,6 @@ from nanochat.parallel.ranks import Ranks, ranks
 from nanochat.parallel.sharding import sharded_model, whole_weights
 from nanochat.plan import batch, sizes
 from nanochat.plan.choose import StepPlan
-from nanochat.plan.profile import profile_of
 from nanochat.plan.sizes import Shape
 from nanochat.tokenizer.tokenizer import Tokenizer
 from nanochat.train.bad_steps import Guard, PassedSamples
@@ -163,7 +162,7 @@ def _train(course: Course, r: Ranks, watch: HangWatch) -> None:
     shape, gpu = Shape(config.num_layers, config.vocab_size, course.seq_len), this_gpu(r)
     kept = KeptPlan(stage.path / "step_plan.json", s, r.world_size, gpu)
     size = Size(r.device, shape.depth, shape.seq_len, shape.vocab_size)
-    kernels = r.from_first(lambda: settle(s.precision, s.recipe, s.compile, size, profile_of(gpu), kept.kernels()))
+    kernels = r.from_first(lambda: settle_here(gpu, s.precision, s.recipe, s.compile, size, kept.kernels()))
     kernels.take(r.world_size)
     dtype, recipe = kernels.dtype, kernels.recipe
     job = job_of(shape, s.total_batch_size, s.device_batch_size, kernels, gpu, r)

@@ -16,7 +16,7 @@ from nanochat.common.paths import base_dir, named_path
 from nanochat.plan import batch, measurements
 from nanochat.plan.hardware import GPUS, Gpu, cpu
 from nanochat.plan.measurements import Measurement
-from nanochat.plan.profile import Profile, machine_of, profile_of, profile_path, read_profile, write_profile
+from nanochat.plan.profile import UNFINISHED, Profile, machine_of, profile_of, profile_path, read_profile, write_profile
 from nanochat.plan.recipe import proven_in
 from nanochat.plan.sizes import Shape
 from nanochat.plan.step import Job
@@ -26,7 +26,6 @@ from nanochat.tune.search import Search
 from nanochat.tune.settings import OFF, RECORDED_DEPTHS, RECORDED_RANKS, TuneSettings
 
 ROCM = Path("/dev/kfd")  # is there where an AMD GPU's driver is
-UNFINISHED = "unfinished"
 OTHERS_S = 1800.0  # that another tuner on this machine is waited for
 
 

@@ -1,6 +1,7 @@
 """Which kernels a run takes: the profile's, the run's own, what was asked for; never what does not prove itself."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,17 +9,20 @@ import torch
 from nanochat.common.errors import UserError
 from nanochat.model.attention import attention_by_products
 from nanochat.parallel import kernels, proofs
-from nanochat.parallel.kernels import settle
+from nanochat.parallel.kernels import settle, settle_here
 from nanochat.parallel.proofs import Size
+from nanochat.plan.hardware import cpu
 from nanochat.plan.profile import Profile, Tuned
 from nanochat.plan.recipe import PLAIN, Recipe
 
+CPU = cpu(8.0)
 SMALL = Size(torch.device("cpu"), 2, 64, 300)
 PROVEN = tuple(
     {"name": name, "precision": precision, "error": 0.01, "tolerance": 0.02, "passed": True}
     for precision in ("bf16", "fp32")
-    for name in ("attention=products", "muon=gram")
+    for name in ("attention=products", "muon=gram", "compile=layers", "head=compiled")
 )
+COMPILED = tuple(each for each in PROVEN if "compile" in str(each["name"]))
 
 
 def profile(*recipes: tuple[str, Recipe], auto: str = "fp32", proven: tuple[dict[str, object], ...] = PROVEN) -> Profile:
@@ -50,10 +54,11 @@ def test_what_is_asked_for_takes_the_place_of_what_was_found() -> None:
 
 
 def test_without_a_profile_defaults_follow_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert settle("bf16", "auto", True, SMALL, None).recipe.attention == "products"
-    assert settle("bf16", "auto", True, replace(SMALL, seq_len=4096), None).recipe.attention == "fused"
-    assert settle("fp32", "auto", True, SMALL, None).recipe == PLAIN
-    assert "scripts.tune" in settle("fp32", "auto", True, SMALL, None).text
+    untuned = profile(proven=COMPILED)
+    assert settle("bf16", "auto", True, SMALL, untuned).recipe.attention == "products"
+    assert settle("bf16", "auto", True, replace(SMALL, seq_len=4096), untuned).recipe.attention == "fused"
+    assert settle("fp32", "auto", True, SMALL, untuned).recipe == PLAIN
+    assert "scripts.tune" in settle("fp32", "auto", True, SMALL, untuned).text
     monkeypatch.setattr(kernels, "compiler_missing", lambda device: "no C++ compiler found (g++)")
     assert settle("bf16", "auto", True, SMALL, None).recipe == Recipe(compile="off")
 
@@ -70,7 +75,7 @@ def test_what_there_is_not_is_refused(choices: str, words: str) -> None:
 def test_unproven_kernels_of_a_profile_prove_themselves_or_are_left_out(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tuned = profile(("fp32", Recipe(muon="gram")), proven=())
+    tuned = profile(("fp32", Recipe(muon="gram")), proven=COMPILED)
     assert settle("fp32", "auto", True, SMALL, tuned).recipe.muon == "gram"
     right = proofs.orthogonalize
     monkeypatch.setattr(proofs, "orthogonalize", lambda x, dtype, way="plain": right(x, dtype, way) * (1.5 if way == "gram" else 1))
@@ -80,9 +85,25 @@ def test_unproven_kernels_of_a_profile_prove_themselves_or_are_left_out(
         settle("fp32", "muon=gram", True, SMALL, None)
 
 
+def test_compiled_layers_prove_themselves_once_or_are_not_compiled(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path))
+    right = torch.compile
+    with monkeypatch.context() as wrong:
+        wrong.setattr(torch, "compile", lambda function, **how: lambda x, *more: right(function, **how)(x, *more) * 1.5)
+        assert settle_here(CPU, "fp32", "attention=products", True, SMALL).recipe == Recipe(compile="off")
+    assert "compile=layers does not prove itself here" in capsys.readouterr().err
+    found = settle_here(CPU, "fp32", "auto", True, SMALL)
+    assert (found.recipe, [proof.name for proof in found.proven]) == (PLAIN, ["compile=layers", "head=compiled"])
+    again = settle_here(CPU, "fp32", "auto", True, SMALL)
+    assert (again.recipe, again.proven) == (PLAIN, ())
+    assert settle_here(CPU, "auto", "auto", False, SMALL).precision == settle("auto", "auto", False, SMALL, None).precision
+
+
 def test_threads_are_taken_where_nothing_else_has_set_them(monkeypatch: pytest.MonkeyPatch) -> None:
     before = torch.get_num_threads()
-    found = settle("fp32", "threads=3", True, SMALL, None)
+    found = settle("fp32", "threads=3", False, SMALL, None)
     try:
         monkeypatch.setenv("OMP_NUM_THREADS", "1")
         found.take(1)
@@ -146,13 +167,13 @@ def test_what_the_profile_has_struck_out_does_not_train_even_where_it_is_plain()
     struck = ({"name": "attention=fused", "precision": "fp32", "error": 3.0, "tolerance": 1e-4, "passed": False},)
     assert settle("fp32", "auto", True, SMALL, profile(("fp32", PLAIN), proven=PROVEN + struck)).recipe.attention == "products"
     with pytest.raises(UserError, match="no attention here that is right"):
-        settle("fp32", "auto", True, SMALL, profile(("fp32", PLAIN), proven=struck))
+        settle("fp32", "auto", True, SMALL, profile(("fp32", PLAIN), proven=struck + COMPILED))
 
 
 def test_a_package_that_is_gone_is_left_out_with_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
     proven = ({"name": "attention=fa4", "precision": "bf16", "error": 0.01, "tolerance": 0.02, "passed": True},)
     kept = ("bf16", Recipe(attention="fa4"))
-    assert settle("bf16", "auto", True, SMALL, profile(proven=proven), kept).recipe.attention == "fused"
+    assert settle("bf16", "auto", True, SMALL, profile(proven=proven + COMPILED), kept).recipe.attention == "fused"
     assert "not to be had here any more" in capsys.readouterr().err
 
 

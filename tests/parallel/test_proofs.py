@@ -1,5 +1,6 @@
 """Proofs pass for what is right, and for nothing else."""
 
+from itertools import count
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from nanochat.model import loss
 from nanochat.model.attention import attention_by_products
 from nanochat.model.fp8 import Fp8MLP, Fp8Products
 from nanochat.model.gpt import Block
+from nanochat.optim import newton_schulz
 from nanochat.parallel import proofs
 from nanochat.parallel.proofs import Size, names, prove
 
@@ -100,3 +102,18 @@ def test_wrong_gradients_in_fp8_are_struck_out(function: Any, monkeypatch: pytes
     proof = prove("fp8_sums=short", "fp8", SMALL)
     assert not proof.passed
     assert proof.error == pytest.approx(0.1, rel=0.1)
+
+
+def test_a_wrong_symmetric_product_is_struck_out_though_later_iterations_mend_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    right, calls = newton_schulz.symmetric_product, count()
+
+    def wrong(a: Tensor, b: Tensor, *more: Any) -> Tensor:
+        return right(a, b, *more) * 1.15
+
+    def wrong_at_first(a: Tensor, b: Tensor, *more: Any) -> Tensor:
+        return (right if next(calls) % (2 * newton_schulz.STEPS) else wrong)(a, b, *more)
+
+    monkeypatch.setattr(newton_schulz, "symmetric_product", wrong_at_first)
+    assert prove("muon=halves", "bf16", SMALL).passed
+    monkeypatch.setattr(proofs, "symmetric_product", wrong)
+    assert not prove("muon=halves", "bf16", SMALL).passed
