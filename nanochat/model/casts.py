@@ -55,6 +55,14 @@ def relu_squared_gradient(d_h: Tensor, a: Tensor, d_scale: Tensor, h_scale: Tens
     return rows, _turned_plainly(rows), _turned_plainly(in_eight_bits(positive * positive, h_scale, INPUT))
 
 
+def relu_squared_turned(a: Tensor, scale: Tensor, fused: bool) -> Tensor:
+    """max(a, 0)² of a: (n, k), over its scale → in eight bits, turned (k, n)."""
+    if fused:
+        result: Tensor = _relu_squared_turned(a, scale)
+        return result
+    return _turned_plainly(in_eight_bits(a.float().relu().square(), scale, INPUT))
+
+
 def _turned_plainly(x: Tensor) -> Tensor:
     return x.t().clone(memory_format=torch.contiguous_format)
 
@@ -126,3 +134,19 @@ def _relu_squared_gradient(d_h: Tensor, a: Tensor, d_scale: Tensor, h_scale: Ten
 def _like_relu_squared_gradient(d_h: Tensor, a: Tensor, d_scale: Tensor, h_scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     n, k = a.shape
     return a.new_empty(n, k, dtype=GRADIENT), a.new_empty(k, n, dtype=GRADIENT), a.new_empty(k, n, dtype=INPUT)
+
+
+@torch.library.custom_op("nanochat::relu_squared_turned", mutates_args=())
+def _relu_squared_turned(a: Tensor, scale: Tensor) -> Tensor:
+    if not a.is_cuda:
+        return relu_squared_turned(a, scale, fused=False)
+    from nanochat.model.fp8_kernels import cast
+
+    result = _like_relu_squared_turned(a, scale)
+    cast(a, scale, None, result, squares=True)
+    return result
+
+
+@_relu_squared_turned.register_fake
+def _like_relu_squared_turned(a: Tensor, scale: Tensor) -> Tensor:
+    return a.new_empty(a.size(1), a.size(0), dtype=INPUT)

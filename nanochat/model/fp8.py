@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from nanochat.model.casts import GRADIENT, INPUT, cast_and_turned, cast_turned, in_eight_bits, relu_squared_gradient, turned
+from nanochat.model.casts import GRADIENT, INPUT, cast_and_turned, cast_turned, in_eight_bits, turned
 
 SMALLEST = 1e-12  # the least value that a tensor's largest counts as: one of zeros alone gets a scale too
 # How much larger than in a step's first micro-batch the largest value may be in the others: beyond that it is cut off.
@@ -48,7 +48,7 @@ def product(a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, dtype: torch
     return torch._scaled_mm(a, b.t(), scale_a=a_scale, scale_b=b_scale, out_dtype=dtype, use_fast_accum=fast)
 
 
-def _weights(
+def weights_in_eight_bits(
     kept: Tensor | None, scale: Tensor | None, weights: Sequence[Tensor], largest: Tensor | None
 ) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
     """Each weight in eight bits, the scale of all, and their largest value, where it is known already; the first two kept or made."""
@@ -59,7 +59,7 @@ def _weights(
     return tuple(in_eight_bits(weight, scale, INPUT) for weight in weights), scale, largest
 
 
-def _turned_weights(kept: Tensor | None, scale: Tensor, weights: Sequence[Tensor], after: Tensor, fused: bool) -> Tensor:
+def turned_weights(kept: Tensor | None, scale: Tensor, weights: Sequence[Tensor], after: Tensor, fused: bool) -> Tensor:
     """(in, Σout), made again of what is kept or of the weights: keeping it from the forward pass costs more."""
     return cast_turned(weights, scale, after, fused) if kept is None else turned(kept, after, fused)
 
@@ -86,7 +86,7 @@ class Fp8Products(torch.autograd.Function):
             x_largest = largest_of(x)
         x_scale = x_largest if fixed else scale_of(x_largest, INPUT, room)
         x8 = in_eight_bits(x, fixed or x_scale, INPUT)
-        eights, w_scale, w_largest = _weights(kept, kept_scale, weights, None if takes else largest[2])  # type: ignore[index]
+        eights, w_scale, w_largest = weights_in_eight_bits(kept, kept_scale, weights, None if takes else largest[2])  # type: ignore[index]
         # What no norm gives is kept elsewhere as it is: it is made eight bits again.
         ctx.save_for_backward(x8 if fixed else x, x_scale, x_largest, w_scale, w_largest, kept, largest, *weights)
         ctx.how = takes, fast, fused
@@ -102,58 +102,10 @@ class Fp8Products(torch.autograd.Function):
         g_largest = largest_of(*upstream) if takes else largest[1]
         g_scale = scale_of(g_largest, GRADIENT, 1.0 if largest is None else ROOM[GRADIENT])
         g8, g8_turned = cast_and_turned(upstream, g_scale, GRADIENT, fused)
-        w8_turned = _turned_weights(kept, w_scale, weights, upstream[0], fused)
+        w8_turned = turned_weights(kept, w_scale, weights, upstream[0], fused)
         d_x = product(g8, g_scale, w8_turned, w_scale, dtype, fast)
         made = x.dtype == INPUT
         x8_turned = turned(x, upstream[0], fused) if made else cast_turned([x], x_scale, upstream[0], fused)
         d_weights = product(g8_turned, g_scale, x8_turned, x_scale, dtype, fast)
         found = torch.stack((x_largest, g_largest, w_largest)) if takes and largest is not None else None
         return d_x, None, None, found, None, None, None, None, *d_weights.split([weight.size(0) for weight in weights])
-
-
-class Fp8MLP(torch.autograd.Function):
-    """Two products with relu² between, all in fp8; only what goes in and the first product are kept."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, kept1: Tensor | None, scale1: Tensor | None, kept2: Tensor | None, scale2: Tensor | None,
-        largest: Tensor | None, fixed: float, first: bool, fast: bool, fused: bool, weight1: Tensor, weight2: Tensor,
-    ) -> Tensor:  # fmt: skip
-        """x: (n, d), what a norm gives, of the scale `fixed`; weight1: (4d, d), weight2: (d, 4d) → (n, d).
-
-        largest: (5,) float32, of relu²'s results, of the upstream gradient, of the first product's and of both weights; else as for
-        Fp8Products.
-        """
-        takes = largest is None or first
-        (w1,), scale1, largest1 = _weights(kept1, scale1, [weight1], None if takes else largest[3])  # type: ignore[index]
-        (w2,), scale2, largest2 = _weights(kept2, scale2, [weight2], None if takes else largest[4])  # type: ignore[index]
-        x8, x_scale = in_eight_bits(x, fixed, INPUT), torch.full((), fixed, device=x.device)
-        a = product(x8, x_scale, w1, scale1, x.dtype, fast=True)
-        h = a.float().relu().square()
-        h_largest = largest_of(h) if takes else largest[0]  # type: ignore[index]
-        h_scale = scale_of(h_largest, INPUT, 1.0 if largest is None else ROOM[INPUT])
-        y = product(in_eight_bits(h, h_scale, INPUT), h_scale, w2, scale2, x.dtype, fast=True)
-        found = (h_largest, largest1, largest2)
-        ctx.save_for_backward(x8, x_scale, a, h_scale, *found, scale1, scale2, kept1, kept2, largest, weight1, weight2)
-        ctx.how = takes, fast, fused
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        """All gradients in the compute dtype."""
-        x8, x_scale, a, h_scale, h_largest, largest1, largest2, scale1, scale2, kept1, kept2, largest, weight1, weight2 = ctx.saved_tensors
-        (takes, fast, fused), g = ctx.how, upstream[0]
-        room = 1.0 if largest is None else ROOM[GRADIENT]
-        g_largest = largest_of(g) if takes else largest[1]
-        g_scale = scale_of(g_largest, GRADIENT, room)
-        g8, g8_turned = cast_and_turned([g], g_scale, GRADIENT, fused)
-        d_h = product(g8, g_scale, _turned_weights(kept2, scale2, [weight2], g, fused), scale2, g.dtype, fast)
-        a_largest = largest_of(2 * a.float().relu() * d_h) if takes else largest[2]
-        a_scale = scale_of(a_largest, GRADIENT, room)
-        d_a, d_a_turned, h_turned = relu_squared_gradient(d_h, a, a_scale, h_scale, fused)
-        d_weight2 = product(g8_turned, g_scale, h_turned, h_scale, g.dtype, fast)
-        d_x = product(d_a, a_scale, _turned_weights(kept1, scale1, [weight1], g, fused), scale1, g.dtype, fast)
-        d_weight1 = product(d_a_turned, a_scale, turned(x8, g, fused), x_scale, g.dtype, fast)
-        found = torch.stack((h_largest, g_largest, a_largest, largest1, largest2)) if takes and largest is not None else None
-        return d_x, None, None, None, None, found, None, None, None, None, d_weight1, d_weight2

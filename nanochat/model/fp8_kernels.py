@@ -13,7 +13,7 @@ WARPS = 8
 
 
 @triton.jit
-def _cut(x, LARGEST: tl.constexpr):  # type: ignore[no-untyped-def]
+def cut(x, LARGEST: tl.constexpr):  # type: ignore[no-untyped-def]
     """Within ±LARGEST; what is not a number stays so."""
     x = tl.where(x > LARGEST, LARGEST, x)
     return tl.where(x < -LARGEST, -LARGEST, x)
@@ -22,14 +22,18 @@ def _cut(x, LARGEST: tl.constexpr):  # type: ignore[no-untyped-def]
 @triton.jit
 def _cast(  # type: ignore[no-untyped-def]
     x_ptr, scale_ptr, rows_ptr, turned_ptr, n, k, x_stride, rows_stride, turned_stride,
-    LARGEST: tl.constexpr, CASTS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    LARGEST: tl.constexpr, CASTS: tl.constexpr, SQUARES: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     j = tl.program_id(1).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = (i < n)[:, None] & (j < k)[None, :]
     x = tl.load(x_ptr + i[:, None] * x_stride + j[None, :], mask=inside)
+    if SQUARES:
+        x = x.to(tl.float32)
+        x = tl.where(x < 0.0, 0.0, x)
+        x = x * x
     if CASTS:
-        x = _cut(x.to(tl.float32) / tl.load(scale_ptr), LARGEST).to(turned_ptr.dtype.element_ty)
+        x = cut(x.to(tl.float32) / tl.load(scale_ptr), LARGEST).to(turned_ptr.dtype.element_ty)
     if ROWS:
         tl.store(rows_ptr + i[:, None] * rows_stride + j[None, :], x, mask=inside)
     tl.store(turned_ptr + j[:, None] * turned_stride + i[None, :], tl.trans(x), mask=tl.trans(inside))
@@ -47,9 +51,9 @@ def _relu_squared_gradient(  # type: ignore[no-untyped-def]
     a = tl.load(a_ptr + at, mask=inside).to(tl.float32)
     a = tl.where(a < 0.0, 0.0, a)
     d_a = tl.load(d_h_ptr + at, mask=inside).to(tl.float32) * (2.0 * a)
-    d_a = _cut(d_a / tl.load(d_scale_ptr), D_LARGEST).to(rows_ptr.dtype.element_ty)
+    d_a = cut(d_a / tl.load(d_scale_ptr), D_LARGEST).to(rows_ptr.dtype.element_ty)
     tl.store(rows_ptr + at, d_a, mask=inside)
-    h = _cut(a * a / tl.load(h_scale_ptr), H_LARGEST).to(h_turned_ptr.dtype.element_ty)
+    h = cut(a * a / tl.load(h_scale_ptr), H_LARGEST).to(h_turned_ptr.dtype.element_ty)
     tl.store(h_turned_ptr + at_turned, tl.trans(h), mask=tl.trans(inside))
 
 
@@ -57,8 +61,8 @@ def _grid(n: int, k: int) -> tuple[int, int]:
     return triton.cdiv(n, BLOCK), triton.cdiv(k, BLOCK)
 
 
-def cast(x: Tensor, scale: Tensor | None, rows: Tensor | None, turned: Tensor) -> None:
-    """x: (n, k) over its scale, into rows: (n, k) and turned: (k, n); as it is where there is no scale."""
+def cast(x: Tensor, scale: Tensor | None, rows: Tensor | None, turned: Tensor, squares: bool = False) -> None:
+    """x: (n, k) over its scale, into rows: (n, k) and turned: (k, n); as it is where there is no scale. squares: relu(x)² instead."""
     if x.stride(1) != 1:
         x = x.contiguous()
     (n, k), to = x.shape, turned if rows is None else rows
@@ -66,7 +70,7 @@ def cast(x: Tensor, scale: Tensor | None, rows: Tensor | None, turned: Tensor) -
     strides = (x.stride(0), to.stride(0), turned.stride(0))
     _cast[_grid(n, k)](
         x, turned if scale is None else scale, to, turned, n, k, *strides,
-        LARGEST=largest, CASTS=scale is not None, ROWS=rows is not None, BLOCK=BLOCK, num_warps=WARPS,
+        LARGEST=largest, CASTS=scale is not None, SQUARES=squares, ROWS=rows is not None, BLOCK=BLOCK, num_warps=WARPS,
     )  # fmt: skip
 
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from nanochat.model.casts import INPUT
 from nanochat.model.elementwise import relu_squared
-from nanochat.model.fp8 import Fp8MLP, Fp8Products, quantized_together, scale_of_norms
+from nanochat.model.fp8 import Fp8Products, quantized_together, scale_of_norms
+from nanochat.model.fp8_mlp import Fp8MLP
 from nanochat.model.gpt import GPT, Block
 
 MULTIPLE = 16  # what both dimensions of a weight must divide by
@@ -43,12 +44,12 @@ class Weights(nn.Module):
 class InEightBits(nn.Module):
     """What computes products in fp8 in some layers' place. Evaluations and samples, whose few tokens gain nothing, are left alone."""
 
-    def __init__(self, *weights: Weights, values: int, fast: bool, fused: bool, of_norm: bool):
-        """values: how many largest values scales are made of. of_norm: whether a norm gives the input."""
+    def __init__(self, *weights: Weights, values: int, fast: bool, fused: bool, of_norm: bool, finishes: bool = False):
+        """values: how many largest values scales are made of. of_norm: whether a norm gives the input. finishes: as Fp8MLP has it."""
         super().__init__()
         self.registered = nn.ModuleList(weights)  # for their buffers
         self.of = weights
-        self.values, self.fast, self.fused = values, fast, fused
+        self.values, self.fast, self.fused, self.finishes = values, fast, fused, finishes
         self.fixed = scale_of_norms(weights[0].layers[0].in_features) if of_norm else None
         self.largest: Tensor | None = None
         """Where scales are kept for a step: what they are made of, (values,) float32, and what is found as its gradient."""
@@ -77,14 +78,16 @@ class InEightBits(nn.Module):
         if not torch.is_grad_enabled():
             return F.linear(relu_squared(F.linear(x, weights[0])), weights[1])
         kept = (into.kept, into.kept_scale, out.kept, out.kept_scale)
-        y: Tensor = Fp8MLP.apply(x.flatten(0, -2), *kept, self.largest, self.fixed, self.first, self.fast, self.fused, *weights)
+        how = (self.fixed, self.first, self.fast, self.fused, self.finishes)
+        y: Tensor = Fp8MLP.apply(x.flatten(0, -2), *kept, self.largest, *how, *weights)
         return y.view(x.shape)
 
 
-def use_fp8(model: GPT, fast: bool = False, fused: bool = False) -> None:
+def use_fp8(model: GPT, fast: bool = False, fused: bool = False, finishes: bool = False) -> None:
     """Let the products inside the model's layers be made in fp8, in place. Raises ValueError where their sizes do not allow it.
 
     fast: let gradients be summed in the tensor cores' shorter registers, as the forward products are. fused: cast by kernels of our own.
+    finishes: where scales are known beforehand, let the MLP's products end with relu² and its gradient, in eight bits.
     """
     for block in model.model.layers:
         assert isinstance(block, Block)
@@ -92,7 +95,7 @@ def use_fp8(model: GPT, fast: bool = False, fused: bool = False) -> None:
         of_qkv = Weights(attention.q_proj, attention.k_proj, attention.v_proj)
         qkv = InEightBits(of_qkv, values=3, fast=fast, fused=fused, of_norm=True)
         o = InEightBits(Weights(attention.o_proj), values=3, fast=fast, fused=fused, of_norm=False)
-        both = InEightBits(Weights(mlp.fc1), Weights(mlp.fc2), values=5, fast=fast, fused=fused, of_norm=True)
+        both = InEightBits(Weights(mlp.fc1), Weights(mlp.fc2), values=5, fast=fast, fused=fused, of_norm=True, finishes=finishes)
         block.in_eight_bits = nn.ModuleList((qkv, o, both))
         attention.projected = qkv.products  # type: ignore[method-assign]
         attention.o_proj.forward = o.one_product  # type: ignore[method-assign, assignment]

@@ -19,7 +19,7 @@ OPTIONS = {"num_warps": 8, "num_stages": 3}
 
 
 @triton.jit
-def _place(tile, rows, columns, GROUP: tl.constexpr):  # type: ignore[no-untyped-def]
+def place(tile, rows, columns, GROUP: tl.constexpr):  # type: ignore[no-untyped-def]
     """Row and column of a tile of the result."""
     first = tile // (GROUP * columns) * GROUP
     height = min(rows - first, GROUP)
@@ -43,7 +43,7 @@ def _product(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     rows, columns = tl.cdiv(n, ROWS), tl.cdiv(m, COLUMNS)
     for tile in tl.range(tl.program_id(0), rows * columns, PROGRAMS, flatten=True):
-        row, column = _place(tile, rows, columns, GROUP)
+        row, column = place(tile, rows, columns, GROUP)
         x = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
         for step in range(tl.cdiv(k, DEPTH)):
             a = a_desc.load([row * ROWS, step * DEPTH])
@@ -59,7 +59,7 @@ def _product(  # type: ignore[no-untyped-def]
 
 
 @cache
-def _processors(device: torch.device) -> int:
+def processors(device: torch.device) -> int:
     return int(torch.cuda.get_device_properties(device).multi_processor_count) if device.type == "cuda" else 1
 
 
@@ -71,7 +71,7 @@ def product(a: Tensor, b: Tensor, y: Tensor | None) -> Tensor:
     m = b.size(1) if gradient else b.size(0)
     to, half = a.new_empty(n, m), [ROWS, COLUMNS // 2]
     described = TensorDescriptor.from_tensor
-    programs = min(_processors(a.device), triton.cdiv(n, ROWS) * triton.cdiv(m, COLUMNS))
+    programs = min(processors(a.device), triton.cdiv(n, ROWS) * triton.cdiv(m, COLUMNS))
     _product[(programs,)](
         described(a, [ROWS, DEPTH]), described(b, [DEPTH, COLUMNS] if gradient else [COLUMNS, DEPTH]),
         described(to if y is None else y.contiguous(), half), described(to, half), n, m, k, programs, gradient,

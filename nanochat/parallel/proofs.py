@@ -19,7 +19,8 @@ from nanochat.model.attention import attention_by_products, fused_attention
 from nanochat.model.casts import GRADIENT, INPUT, in_eight_bits
 from nanochat.model.config import GPTConfig
 from nanochat.model.elementwise import rotary_table
-from nanochat.model.fp8 import ROOM, Fp8MLP, Fp8Products, largest_of, quantized_together, scale_of, scale_of_norms
+from nanochat.model.fp8 import ROOM, Fp8Products, largest_of, quantized_together, scale_of, scale_of_norms
+from nanochat.model.fp8_mlp import Fp8MLP
 from nanochat.model.fused_mlp import fused_mlp
 from nanochat.model.gpt import MLP, Block
 from nanochat.model.loss import Head, softcap
@@ -101,7 +102,8 @@ def names(precision: str, device: torch.device, packages: list[str], can_compile
     """All that a device may have in a precision. packages: later FlashAttentions that are installed."""
     if precision == "fp8":
         casts = ["fp8_casts=plain", "fp8_casts=fused"] if device.type == "cuda" and can_compile else []
-        return [*(f"fp8_sums={way}" for way in CHOICES["fp8_sums"]), "fp8_weights=kept", "fp8_scales=kept", *casts]
+        mlp = ["fp8_mlp=fused"] if has_copy_engine(device) and can_compile else []
+        return [*(f"fp8_sums={way}" for way in CHOICES["fp8_sums"]), "fp8_weights=kept", "fp8_scales=kept", *casts, *mlp]
     if device.type == "cuda":
         kernels = ["fused", "efficient", "math", *(["cudnn", "flash", *packages] if precision == "bf16" else [])]
     else:
@@ -262,8 +264,9 @@ def _muon(way: str, precision: str, size: Size) -> tuple[float, float]:
 def _fp8(what: str, way: str, _precision: str, size: Size) -> tuple[float, float]:
     """Products of one input with three weights, and an MLP, with their gradients, against those of the rounded values."""
     d, tokens = size.config.hidden_size, 4096 if size.on_gpu else 256
-    how = (what == "fp8_sums" and way == "short", what == "fp8_casts" and way == "fused")
-    keeps_weights, keeps_scales = what == "fp8_weights" and way == "kept", what == "fp8_scales" and way == "kept"
+    now = f"{what}={way}"
+    how, finishes = (now == "fp8_sums=short", now == "fp8_casts=fused"), now == "fp8_mlp=fused"
+    keeps_weights, keeps_scales = now == "fp8_weights=kept", finishes or now == "fp8_scales=kept"
 
     def made(*shapes: tuple[int, int]) -> list[Tensor]:
         return [_random(size, *shape, seed=seed).bfloat16() for seed, shape in enumerate(shapes)]
@@ -298,7 +301,7 @@ def _fp8(what: str, way: str, _precision: str, size: Size) -> tuple[float, float
     d_a8 = eight(d_a, scale(GRADIENT, d_a), GRADIENT)
     largest = torch.stack([largest_of(each) for each in (a.square(), upstream, d_a, w1, w2)]) if keeps_scales else None
     mlp = torch.compile(Fp8MLP.apply, dynamic=False)
-    head = (*kept(w1), *kept(w2), largest, fixed, not keeps_scales, *how)
+    head = (*kept(w1), *kept(w2), largest, fixed, not keeps_scales, *how, finishes)
     once = partial(_with_gradients, lambda x, *weights: mlp(x, *head, *weights), [x, w1, w2], upstream)
     errors.append(_largest(once(), [h8 @ w28.t(), d_a8 @ w18, d_a8.t() @ x8, g8.t() @ h8]))
     return _worst(errors), taken_ms + _milliseconds(once, size.device)

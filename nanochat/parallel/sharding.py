@@ -136,7 +136,7 @@ def sharded_model(
     if recipe.mlp == "fused" and not fp8:
         use_fused_mlp(model)
     if fp8:
-        use_fp8(model, fast=recipe.fp8_sums == "short", fused=recipe.fp8_casts == "fused")
+        use_fp8(model, fast=recipe.fp8_sums == "short", fused=recipe.fp8_casts == "fused", finishes=recipe.fp8_mlp == "fused")
     apply_recompute(model, recompute)
     if recipe.compile != "off":
         compile_model(model, tuned=recipe.compile == "tuned")

@@ -13,6 +13,7 @@ CHOICES = {
     "fp8_weights": ("made", "kept"),
     "fp8_scales": ("made", "kept"),
     "fp8_casts": ("plain", "fused"),
+    "fp8_mlp": ("plain", "fused"),
     "compile": ("layers", "tuned", "off"),
 }
 
@@ -38,6 +39,9 @@ class Recipe:
     others."""
     fp8_casts: str = "plain"
     """Whether what is cast to eight bits is turned in passes that the compiler makes, `plain`, or by Triton kernels of this project."""
+    fp8_mlp: str = "plain"
+    """As `mlp`, for products in fp8, with the casts of what relu² and its gradient give: by kernels of this project in the micro-batches
+    that know their scales, so with `fp8_scales=kept`."""
     compile: str = "layers"
     """`layers`: layer by layer; `tuned`: the same, the compiler trying many kernels, which takes minutes once; `off`."""
     threads: int = 0

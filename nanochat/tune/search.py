@@ -158,7 +158,8 @@ class Search:
         several = self.best is not None and self.best[0].grad_accum_steps > 1
         changes = []
         if self.job.fp8:
-            changes = [("fp8_sums", "short"), *([("fp8_weights", "kept")] if several else []), ("fp8_casts", "plain")]
+            kept = [("fp8_mlp", "fused"), ("fp8_weights", "kept")] if several else []
+            changes = [("fp8_sums", "short"), *kept, ("fp8_casts", "plain")]
         else:
             changes = [("mlp", "plain")]
         changes += [("muon", way) for way in (("plain", "halves") if self.job.on_gpu else ("gram",))]

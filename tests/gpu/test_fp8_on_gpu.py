@@ -13,7 +13,9 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.mark.parametrize("way", ["fp8_sums=long", "fp8_sums=short", "fp8_weights=kept", "fp8_scales=kept", "fp8_casts=fused"])
+@pytest.mark.parametrize(
+    "way", ["fp8_sums=long", "fp8_sums=short", "fp8_weights=kept", "fp8_scales=kept", "fp8_casts=fused", "fp8_mlp=fused"]
+)
 def test_every_way_is_right_at_true_sizes(way: str) -> None:
     proof = prove(way, "fp8", Size(torch.device("cuda", 0), 38, 2048, 65_536))
     assert proof.passed, proof

@@ -7,11 +7,14 @@ from torch._subclasses import FakeTensorMode
 from nanochat.model.casts import GRADIENT, INPUT, in_eight_bits
 from nanochat.model.config import GPTConfig
 from nanochat.model.elementwise import rms_norm
-from nanochat.model.fp8 import Fp8MLP, Fp8Products, largest_of, scale_of, scale_of_norms
+from nanochat.model.fp8 import Fp8Products, largest_of, scale_of, scale_of_norms
 from nanochat.model.fp8_layers import InEightBits, KeptForAStep, use_fp8
+from nanochat.model.fp8_mlp import Fp8MLP, product_times_slope, relu_squared_of_product
 from nanochat.model.gpt import GPT
 from nanochat.model.init import init_weights
 from nanochat.parallel.compiling import compile_model, compiler_missing
+
+NO_COMPILER = pytest.mark.skipif(bool(compiler_missing(torch.device("cpu"))), reason="no compiler")
 
 
 def quantized(x: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
@@ -80,7 +83,7 @@ def test_products_and_their_gradients_are_those_of_the_rounded_values(dtype: tor
 def test_an_mlp_and_its_gradients_are_those_of_the_rounded_values(dtype: torch.dtype, fused: bool) -> None:
     x, w1, w2, upstream = random(dtype, 3, (96, 64), (256, 64), (64, 256), (96, 64))
     fixed = scale_of_norms(64)
-    y = Fp8MLP.apply(x, None, None, None, None, None, fixed, True, False, fused, w1, w2)
+    y = Fp8MLP.apply(x, None, None, None, None, None, fixed, True, False, fused, False, w1, w2)
     y.backward(upstream.detach())
     x8, w18, w28, g8 = eight(x, INPUT, fixed), eight(w1, INPUT), eight(w2, INPUT), eight(upstream, GRADIENT)
     a = (x8 @ w18.t()).to(dtype).double()  # the results of products are rounded to the compute dtype
@@ -109,9 +112,7 @@ def model_and_batch() -> tuple[GPT, torch.Tensor, torch.Tensor]:
     return model, ids, targets
 
 
-@pytest.mark.parametrize(
-    "compiled", [False, pytest.param(True, marks=pytest.mark.skipif(bool(compiler_missing(torch.device("cpu"))), reason="no compiler"))]
-)
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=NO_COMPILER)])
 def test_a_model_in_fp8_has_nearly_the_loss_and_the_gradients_of_one_in_float32(compiled: bool) -> None:
     torch._dynamo.reset()
     model, ids, targets = model_and_batch()
@@ -137,12 +138,12 @@ def test_a_model_in_fp8_has_nearly_the_loss_and_the_gradients_of_one_in_float32(
         assert torch.allclose(model(ids, targets), plain(ids, targets), rtol=1e-5)
 
 
-def steps_of(keeps: dict[str, bool], compiled: bool = False, fp8: bool = True) -> list[list[torch.Tensor]]:
+def steps_of(keeps: dict[str, bool], compiled: bool = False, fp8: bool = True, **how: bool) -> list[list[torch.Tensor]]:
     """Losses and gradients of three micro-batches of two steps; the weights grow between these."""
     torch._dynamo.reset()
     model, ids, targets = model_and_batch()
     if fp8:
-        use_fp8(model)
+        use_fp8(model, **how)
     if compiled:
         compile_model(model)
     kept = KeptForAStep(model, compiled, **keeps) if keeps else None
@@ -167,17 +168,25 @@ def test_weights_kept_for_a_step_change_nothing_and_follow_the_weights() -> None
             assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("weights", [False, True])
+@pytest.mark.parametrize("fused", [False, True])
+def test_products_that_end_with_relu_squared_give_the_same(weights: bool, fused: bool) -> None:
+    keeps = {"scales": True, "weights": weights}
+    for one, other in zip(steps_of(keeps), steps_of(keeps, fused=fused, finishes=True), strict=True):
+        for a, b in zip(one, other, strict=True):
+            assert torch.equal(a, b)
+
+
 def test_weights_scales_kept_for_a_step_are_theirs() -> None:
     for one, other in zip(steps_of({"scales": True}), steps_of({"scales": True, "weights": True}), strict=True):
         for a, b in zip(one, other, strict=True):
             assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize(
-    "compiled", [False, pytest.param(True, marks=pytest.mark.skipif(bool(compiler_missing(torch.device("cpu"))), reason="no compiler"))]
-)
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=NO_COMPILER)])
 def test_scales_kept_for_a_step_are_as_near_to_float32(compiled: bool) -> None:
-    exact, made, kept = steps_of({}, fp8=False), steps_of({}), steps_of({"scales": True, "weights": True}, compiled)
+    how = {"fused": compiled, "finishes": compiled}  # operators of our own, which the compiler must bear
+    exact, made, kept = steps_of({}, fp8=False), steps_of({}), steps_of({"scales": True, "weights": True}, compiled, **how)
     for wanted, one, other in zip(exact, made, kept, strict=True):
         for want, a, b in zip(wanted, one, other, strict=True):
             error, with_kept = (float((each - want).norm() / want.norm()) for each in (a, b))
@@ -249,11 +258,11 @@ def test_shapes_and_dtypes_hold_on_a_gpu_that_is_only_described() -> None:
         w1 = torch.empty(9728, 2432, device="cuda", dtype=torch.bfloat16)
         w2 = torch.empty(2432, 9728, device="cuda", dtype=torch.bfloat16)
         for function, head, weights in (
-            (Fp8Products, (None, None, None, None), (w1, w1)),
-            (Fp8MLP, (None, None, None, None, None, 0.125), (w1, w2)),
+            (Fp8Products, (None, None, None, None, True, False, True), (w1, w1)),
+            (Fp8MLP, (None, None, None, None, None, 0.125, True, False, True, False), (w1, w2)),
         ):
             context = Context()
-            ys = function.forward(context, x, *head, True, False, True, *weights)
+            ys = function.forward(context, x, *head, *weights)
             ys = ys if isinstance(ys, tuple) else (ys,)
             made = function.backward(context, *(torch.empty_like(y) for y in ys))
             results = (*ys, made[0], *made[-2:])
@@ -261,3 +270,10 @@ def test_shapes_and_dtypes_hold_on_a_gpu_that_is_only_described() -> None:
             assert [each.shape for each in results] == [*of_ys, x.shape, *(weight.shape for weight in weights)]
             assert {each.dtype for each in results} == {torch.bfloat16}
             assert {each.device.type for each in results} == {"cuda"}
+        x8, w18, g8 = (each.to(dtype) for each, dtype in ((x, INPUT), (w1, INPUT), (x, GRADIENT)))
+        scale = torch.empty((), device="cuda")
+        a, h8 = relu_squared_of_product(x8, scale, w18, scale, scale, torch.bfloat16)
+        rows, turned = product_times_slope(g8, scale, w18, scale, a, scale, False)
+        assert [each.dtype for each in (a, h8, rows, turned)] == [torch.bfloat16, INPUT, GRADIENT, GRADIENT]
+        assert [each.shape for each in (a, h8, rows, turned)] == [(4096, 9728)] * 3 + [(9728, 4096)]
+        assert {each.device.type for each in (a, h8, rows, turned)} == {"cuda"}

@@ -71,6 +71,9 @@ def test_relu_squareds_gradient_is_that_of_the_plain_way(shape: tuple[int, int],
     for one, other in zip(got, relu_squared_gradient(d_h, a, d_scale, h_scale, fused=False), strict=True):
         assert torch.equal(one.float(), other.float())
         assert bool((one.float() != 0).any())
+    alone = torch.zeros(k, n, dtype=INPUT)
+    kernels.cast(a, h_scale, None, alone, squares=True)
+    assert torch.equal(alone.float(), got[2].float())
 
 
 def test_what_is_not_a_number_stays_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,9 +103,14 @@ def test_kernels_compile_for_chips_with_fp8(chip: int, monkeypatch: pytest.Monke
         (
             kernels._cast,
             {"x_ptr": before, "scale_ptr": fp32, "rows_ptr": eight, "turned_ptr": eight, **sizes},
-            {"LARGEST": 448.0, "CASTS": before == bf16, "ROWS": rows, "BLOCK": kernels.BLOCK},
+            {"LARGEST": 448.0, "CASTS": before == bf16, "SQUARES": squares, "ROWS": rows, "BLOCK": kernels.BLOCK},
         )
-        for before, eight, rows in ((bf16, e5m2, True), (bf16, e4m3, False), (e4m3, e4m3, False))
+        for before, eight, rows, squares in (
+            (bf16, e5m2, True, False),
+            (bf16, e4m3, False, False),
+            (bf16, e4m3, False, True),
+            (e4m3, e4m3, False, False),
+        )
     ]
     pointers = {"d_h_ptr": bf16, "a_ptr": bf16, "d_scale_ptr": fp32, "h_scale_ptr": fp32, "rows_ptr": e5m2}
     gradient = (

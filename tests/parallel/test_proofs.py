@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from nanochat.model import loss
+from nanochat.model import fp8_mlp, loss
 from nanochat.model.attention import attention_by_products
-from nanochat.model.fp8 import Fp8MLP, Fp8Products
+from nanochat.model.fp8 import Fp8Products
+from nanochat.model.fp8_mlp import Fp8MLP
 from nanochat.model.gpt import Block
 from nanochat.optim import newton_schulz
 from nanochat.parallel import proofs
@@ -117,3 +118,17 @@ def test_a_wrong_symmetric_product_is_struck_out_though_later_iterations_mend_th
     assert prove("muon=halves", "bf16", SMALL).passed
     monkeypatch.setattr(proofs, "symmetric_product", wrong)
     assert not prove("muon=halves", "bf16", SMALL).passed
+
+
+def test_products_in_fp8_that_end_with_relu_squared_are_proven_where_they_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    proof = prove("fp8_mlp=fused", "fp8", SMALL)
+    assert proof.passed, proof
+    right = fp8_mlp.relu_squared_of_product
+
+    def wrong(*operands: Any) -> tuple[Tensor, Tensor]:
+        a, eight = right(*operands)
+        return 1.1 * a, eight
+
+    monkeypatch.setattr(fp8_mlp, "relu_squared_of_product", wrong)
+    assert not prove("fp8_mlp=fused", "fp8", SMALL).passed
+    assert prove("fp8_scales=kept", "fp8", SMALL).passed

@@ -247,17 +247,21 @@ def test_weights_kept_in_eight_bits_take_a_byte_each(
 
 
 @pytest.mark.parametrize(
-    ("depth", "micro_batch_size", "level", "reshard"),
+    ("depth", "micro_batch_size", "level", "reshard", "fp8"),
     [
-        (20, 64, "mlp", True),
-        pytest.param(38, 16, "none", False, marks=pytest.mark.slow),
-        pytest.param(52, 6, "none", True, marks=pytest.mark.slow),
+        (20, 64, "mlp", True, False),
+        (20, 64, "mlp", True, True),
+        pytest.param(38, 16, "none", False, False, marks=pytest.mark.slow),
+        pytest.param(38, 12, "none", False, True, marks=pytest.mark.slow),
+        pytest.param(52, 6, "none", True, False, marks=pytest.mark.slow),
+        pytest.param(52, 6, "none", True, True, marks=pytest.mark.slow),
     ],
 )
 def test_relu_squared_inside_the_products_takes_no_more(
-    depth: int, micro_batch_size: int, level: str, reshard: bool, monkeypatch: pytest.MonkeyPatch
+    depth: int, micro_batch_size: int, level: str, reshard: bool, fp8: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shape, recompute = Shape(depth), Recompute.parse(level, depth)
-    got = peak_of_a_step(shape, micro_batch_size, recompute, reshard, 8, 2, False, monkeypatch, Recipe(mlp="fused"))
-    predicted = memory.step_memory(shape, micro_batch_size, recompute, reshard, 8, compute_bytes=2)
+    kernels = Recipe(fp8_casts="fused", fp8_scales="kept", fp8_mlp="fused") if fp8 else Recipe(mlp="fused")
+    got = peak_of_a_step(shape, micro_batch_size, recompute, reshard, 8, 2, fp8, monkeypatch, kernels)
+    predicted = memory.step_memory(shape, micro_batch_size, recompute, reshard, 8, compute_bytes=2, fp8=fp8)
     assert 0.95 * predicted.allocated < got < 1.01 * predicted.allocated
