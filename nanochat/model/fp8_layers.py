@@ -155,5 +155,6 @@ class KeptForAStep:
             device = products.of[0].layers[0].weight.device
             products.largest = torch.zeros(products.values, device=device, requires_grad=True)
         elif products.first and products.largest.grad is not None:
-            products.largest.copy_(products.largest.grad)
+            found = products.largest.grad
+            products.largest.copy_(torch.where(found > 0, found, products.largest))  # answers of no advantage have no gradient
             products.largest.grad, products.first = None, False

@@ -60,6 +60,7 @@ def _product(  # type: ignore[no-untyped-def]
 
 @cache
 def processors(device: torch.device) -> int:
+    """Multiprocessors of a GPU, as many programs as are started; one in Triton's interpreter."""
     return int(torch.cuda.get_device_properties(device).multi_processor_count) if device.type == "cuda" else 1
 
 

@@ -219,6 +219,22 @@ def test_a_step_that_grows_is_cut_off_and_the_next_finds_its_own_scales() -> Non
         assert torch.equal(each.largest[-len(each.of) :], old[-len(each.of) :])
 
 
+def test_a_first_micro_batch_without_a_gradient_leaves_the_scales_of_the_step_before() -> None:
+    model, ids, targets = model_and_batch()
+    use_fp8(model)
+    kept = KeptForAStep(model, compiled=False, scales=True)
+    gradients = []
+    for factor in (1.0, 0.0):  # of the first micro-batch: where no answer is better than another there is no gradient
+        kept.renew()
+        (factor * model(ids, targets)).backward()
+        model.zero_grad()
+        model(ids, targets).backward()
+        gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    for one, other in zip(*gradients, strict=True):
+        assert torch.equal(one, other)
+    assert all(bool(gradient.any()) for gradient in gradients[0])
+
+
 def test_what_is_kept_and_not_renewed_is_stale() -> None:
     model, ids, targets = model_and_batch()
     use_fp8(model)
