@@ -96,8 +96,12 @@ def _end(status: int, errors: str) -> str:
     return " ".join(f"{how} {said}".split()).removeprefix("error: ")[:300] or f"exit status {status}"
 
 
-def proofs(depth: int, seq_len: int, vocab_size: int, precisions: list[str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def proofs(
+    depth: int, seq_len: int, vocab_size: int, precisions: list[str], quick: bool = False
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """What the machine is, and every proof that it allows; a process that a proof kills is started again without it.
+
+    quick: only those that the likeliest way to make a step needs.
 
     Raises UserError where not even the machine could be asked.
     """
@@ -105,7 +109,8 @@ def proofs(depth: int, seq_len: int, vocab_size: int, precisions: list[str]) -> 
     found: list[dict[str, Any]] = []
     skip: list[list[str]] = []
     while True:
-        request = {"depth": depth, "seq_len": seq_len, "vocab_size": vocab_size, "precisions": precisions, "skip": skip}
+        size = {"depth": depth, "seq_len": seq_len, "vocab_size": vocab_size}
+        request = {**size, "precisions": precisions, "quick": quick, "skip": skip}
         process = _start(["-m", PROVE, json.dumps(request)], {})
         began: list[str] | None = None
         done, how = False, f"hung for {PROOF_S:.0f} s"

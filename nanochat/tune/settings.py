@@ -43,7 +43,7 @@ class TuneSettings:
     precision: Literal["auto", "bf16", "fp8", "fp32"] = "auto"
     """Number format; auto for bf16 and then, where a GPU has it, fp8; on a CPU for the faster of bf16 and fp32."""
     quick: bool = False
-    """Two minutes instead of ten: the proofs, and the likeliest way alone."""
+    """Two minutes instead of ten: the likeliest way alone, and the proofs that it needs."""
     minutes: float = OFF
     """Minutes after which nothing more is tried; -1 for 10, with --quick 2, with --record 25, for it measures four steps in full."""
     record: bool = False

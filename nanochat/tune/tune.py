@@ -112,7 +112,7 @@ class Tuning:
         asked: list[str] = [] if s.precision == "auto" else ["bf16", "fp8"] if s.precision == "fp8" else [s.precision]
         say(f"proving, against float64 on this machine ({s.seconds / 60:g} minutes in all):")
         first = depths[0] if depths else RECORDED_DEPTHS[0] if not self.gpu.is_cpu else 4
-        self.facts, self.proofs = children.proofs(first, s.max_seq_len, s.vocab_size, asked)
+        self.facts, self.proofs = children.proofs(first, s.max_seq_len, s.vocab_size, asked, s.quick)
         self._say_proofs()
         self.gpu = gpu = gpu_of_facts(self.facts)
         if s.record and gpu.name not in [each.name for each in GPUS]:

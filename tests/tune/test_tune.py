@@ -99,6 +99,14 @@ def test_kernels_that_kill_or_hang_their_process_are_struck_out(monkeypatch: pyt
     assert len({proof["name"] for proof in found}) == len(found) == 6
 
 
+def test_a_quick_tuning_proves_only_what_the_likeliest_way_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")  # no compiler
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.chdir(ROOT)
+    _, found = children.proofs(2, 64, 300, ["fp32"], quick=True)
+    assert {proof["name"] for proof in found} == {"attention=fused", "muon=plain", "muon=gram", "head=plain", "compile=off"}
+
+
 def job(**sizes: int) -> Job:
     return Job(Shape(2, 300, 64), cpu(8.0), 1, 1, 256, 4, compute_bytes=4, on_gpu=False, **sizes)  # type: ignore[arg-type]
 
