@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from nanochat.model.casts import GRADIENT, INPUT, cast_and_turned, cast_turned, in_eight_bits, turned
 
-SAMPLED = 4  # rows of which one is looked at for a largest value that is to serve a whole step, with room
+SAMPLED = 4  # of so many gradients one is looked at for a largest value that is to serve a whole step
 SMALLEST = 1e-12  # the least value that a tensor's largest counts as: one of zeros alone gets a scale too
 # How much larger than in a step's first micro-batch the largest value may be in the others: beyond that it is cut off.
 # Both formats are floating ones, so that this takes digits from the smallest values only; e5m2 has 31 binades for them, e4m3 18.
@@ -28,9 +28,20 @@ def largest_of(*xs: Tensor) -> Tensor:
     return torch.stack([x.abs().amax() for x in xs]).amax().float()
 
 
-def largest_for(others: bool, x: Tensor, *more: Tensor) -> Tensor:
-    """The same; where scales with room are made of it, for other micro-batches too, of every fourth row: (n, k) each, n the same."""
-    return largest_of(*(each[::SAMPLED] for each in (x, *more))) if others else largest_of(x, *more)
+def sampled(x: Tensor) -> Tensor:
+    """x: (n, k) → a quarter of it: of every row one part in four, the next part in the next row, so that no token is left out.
+
+    In a conversation few tokens have a gradient. All of x where n or k does not divide.
+    """
+    n, k = x.shape
+    if n % SAMPLED or k % SAMPLED:
+        return x
+    return x.view(n // SAMPLED, SAMPLED, SAMPLED, k // SAMPLED).diagonal(dim1=1, dim2=2)
+
+
+def largest_gradient(others: bool, *gradients: Tensor) -> Tensor:
+    """`largest_of`; where it is to serve other micro-batches, with ROOM, of a quarter of each, (n, k)."""
+    return largest_of(*map(sampled, gradients)) if others else largest_of(*gradients)
 
 
 def scale_of(largest: Tensor, dtype: torch.dtype, room: float = 1.0) -> Tensor:
@@ -59,7 +70,7 @@ def weights_in_eight_bits(
 ) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
     """Each weight in eight bits, the scale of all, and their largest value, where it is known already; the first two kept or made."""
     if kept is not None and scale is not None:
-        return kept.split([weight.size(0) for weight in weights]), scale, torch.zeros_like(scale)
+        return kept.split([weight.size(0) for weight in weights]), scale, scale * torch.finfo(INPUT).max
     largest = largest_of(*weights) if largest is None else largest
     scale = scale_of(largest, INPUT)
     return tuple(in_eight_bits(weight, scale, INPUT) for weight in weights), scale, largest
@@ -89,7 +100,7 @@ class Fp8Products(torch.autograd.Function):
         room = 1.0 if largest is None else ROOM[INPUT]
         x_largest = torch.full((), fixed or 0.0, device=x.device) if fixed or largest is None else largest[0]
         if takes and not fixed:
-            x_largest = largest_for(largest is not None, x)
+            x_largest = largest_of(x)
         x_scale = x_largest if fixed else scale_of(x_largest, INPUT, room)
         x8 = in_eight_bits(x, fixed or x_scale, INPUT)
         eights, w_scale, w_largest = weights_in_eight_bits(kept, kept_scale, weights, None if takes else largest[2])  # type: ignore[index]
@@ -105,7 +116,7 @@ class Fp8Products(torch.autograd.Function):
         x, x_scale, x_largest, w_scale, w_largest, kept, largest, *weights = ctx.saved_tensors
         takes, fast, fused = ctx.how
         dtype = upstream[0].dtype
-        g_largest = largest_for(largest is not None, *upstream) if takes else largest[1]
+        g_largest = largest_gradient(largest is not None, *upstream) if takes else largest[1]
         g_scale = scale_of(g_largest, GRADIENT, 1.0 if largest is None else ROOM[GRADIENT])
         g8, g8_turned = cast_and_turned(upstream, g_scale, GRADIENT, fused)
         w8_turned = turned_weights(kept, w_scale, weights, upstream[0], fused)

@@ -55,6 +55,8 @@ class InEightBits(nn.Module):
         """Where scales are kept for a step: what they are made of, (values,) float32, and what is found as its gradient."""
         self.first = True
         """Whether this is the micro-batch of a step that finds them."""
+        self.known = False
+        """Whether all were found once."""
 
     def products(self, x: Tensor) -> tuple[Tensor, ...]:
         """x: (…, in) → (…, out) of each layer."""
@@ -155,6 +157,9 @@ class KeptForAStep:
             device = products.of[0].layers[0].weight.device
             products.largest = torch.zeros(products.values, device=device, requires_grad=True)
         elif products.first and products.largest.grad is not None:
-            found = products.largest.grad
-            products.largest.copy_(torch.where(found > 0, found, products.largest))  # answers of no advantage have no gradient
-            products.largest.grad, products.first = None, False
+            # Answers none of which is better than another have no gradient, and say nothing of others': the step before is gone by, or,
+            # where there was none, the next micro-batch, which alone the host waits for.
+            found, products.largest.grad = products.largest.grad, None
+            products.known = products.known or bool((found > 0).all())
+            products.first = not products.known
+            products.largest.copy_(torch.where(found > 0, found, products.largest))

@@ -19,7 +19,7 @@ from nanochat.model.casts import (
     relu_squared_turned,
     turned,
 )
-from nanochat.model.fp8 import ROOM, largest_for, product, scale_of, turned_weights, weights_in_eight_bits
+from nanochat.model.fp8 import ROOM, largest_gradient, largest_of, product, scale_of, turned_weights, weights_in_eight_bits
 
 
 @torch.library.custom_op("nanochat::fp8_relu_squared_of_product", mutates_args=())
@@ -56,7 +56,7 @@ def product_times_slope(
     if not g.is_cuda:
         d_h = product(g, g_scale, weight, weight_scale, a.dtype, fast)
         eight = in_eight_bits(2 * a.float().relu() * d_h, scale, GRADIENT)
-        return eight, eight.t().contiguous()
+        return eight, eight.t().clone(memory_format=torch.contiguous_format)
     from nanochat.model import fp8_mlp_kernels
 
     rows, turned_rows = _like_product(g, g_scale, weight, weight_scale, a, scale, fast)
@@ -97,7 +97,7 @@ class Fp8MLP(torch.autograd.Function):
         else:
             a = product(x8, x_scale, w1, scale1, x.dtype, fast=True)
             h = a.float().relu().square()
-            h_largest = largest_for(largest is not None, h) if takes else largest[0]  # type: ignore[index]
+            h_largest = largest_of(h) if takes else largest[0]  # type: ignore[index]
             h_scale = scale_of(h_largest, INPUT, 1.0 if largest is None else ROOM[INPUT])
             h8 = in_eight_bits(h, h_scale, INPUT)
         y = product(h8, h_scale, w2, scale2, x.dtype, fast=True)
@@ -113,7 +113,7 @@ class Fp8MLP(torch.autograd.Function):
         x8, x_scale, a, h_scale, h_largest, largest1, largest2, scale1, scale2, kept1, kept2, largest, weight1, weight2 = ctx.saved_tensors
         (takes, fast, fused, finishes), g = ctx.how, upstream[0]
         room = 1.0 if largest is None else ROOM[GRADIENT]
-        g_largest = largest_for(largest is not None, g) if takes else largest[1]
+        g_largest = largest_gradient(largest is not None, g) if takes else largest[1]
         g_scale = scale_of(g_largest, GRADIENT, room)
         g8, g8_turned = cast_and_turned([g], g_scale, GRADIENT, fused)
         w2_turned = turned_weights(kept2, scale2, [weight2], g, fused)
@@ -124,7 +124,7 @@ class Fp8MLP(torch.autograd.Function):
             h_turned = relu_squared_turned(a, h_scale, fused)
         else:
             d_h = product(g8, g_scale, w2_turned, scale2, g.dtype, fast)
-            a_largest = largest_for(largest is not None, 2 * a.float().relu() * d_h) if takes else largest[2]
+            a_largest = largest_gradient(largest is not None, 2 * a.float().relu() * d_h) if takes else largest[2]
             a_scale = scale_of(a_largest, GRADIENT, room)
             d_a, d_a_turned, h_turned = relu_squared_gradient(d_h, a, a_scale, h_scale, fused)
         d_weight2 = product(g8_turned, g_scale, h_turned, h_scale, g.dtype, fast)

@@ -75,10 +75,10 @@ def product(
     left: Tensor, left_scale: Tensor, right: Tensor, right_scale: Tensor, scale: Tensor, a: Tensor, eight: Tensor, turned: Tensor | None,
     fast: bool,
 ) -> None:  # fmt: skip
-    """left: (n, k), right: (m, k), both in eight bits; n, m and k divide by 16. left · rightᵀ over their scales becomes
+    """left: (n, k), right: (m, k), in eight bits, with their scales, all sizes divisible by 16: fills what else is given.
 
-    a: (n, m), and relu(a)² / scale becomes eight: (n, m); or, with turned: (m, n), the product times relu²'s slope at a, over scale,
-    becomes eight and, turned, `turned`. fast: as for `nanochat.model.fp8.product`.
+    Without `turned`: a: (n, m) with the product, and eight: (n, m) with relu(a)² / scale. With it: eight, and turned: (m, n), with the
+    product times relu²'s slope at a, over scale. fast: as for `nanochat.model.fp8.product`.
     """
     (n, k), m = left.shape, right.size(0)
     half, gradient = COLUMNS[fast] // 2, turned is not None

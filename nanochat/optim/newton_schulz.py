@@ -10,7 +10,7 @@ from torch import Tensor
 STEPS = 5
 # Quintic a·x + b·x³ + c·x⁵ with the steepest slope at zero that keeps singular values near one (Keller Jordan's Muon).
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-COPY_ENGINE_FROM = (9, 0)  # Hopper
+WITH_COPY_ENGINE = (9, 10)  # Hopper, Blackwell in data centers; what GeForce has of it lacks the shared memory besides
 HALVINGS = 2  # of a symmetric product: 3/4 of it is made with one, 5/8 with two, and the rest is copied
 SMALLEST_HALVED = 512  # rows; smaller blocks do not fill a GPU
 # After which iterations the Gram matrix is made anew: left to itself it loses the small singular values in bf16 within three.
@@ -25,8 +25,8 @@ def newton_schulz_flops(rows: int, cols: int) -> int:
 
 @cache
 def has_copy_engine(device: torch.device) -> bool:
-    """Whether a device has the engine (TMA) that fetches tiles by itself, which kernels of ours in bf16 need."""
-    return device.type == "cuda" and not torch.version.hip and torch.cuda.get_device_capability(device) >= COPY_ENGINE_FROM
+    """Whether a device has the engine (TMA) that fetches tiles by itself, and the shared memory for them, which kernels of ours need."""
+    return device.type == "cuda" and not torch.version.hip and torch.cuda.get_device_capability(device)[0] in WITH_COPY_ENGINE
 
 
 def by_kernel(a: Tensor) -> bool:

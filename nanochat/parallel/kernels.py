@@ -8,6 +8,7 @@ import torch
 
 from nanochat.common.console import say, warn
 from nanochat.common.errors import UserError
+from nanochat.optim.newton_schulz import has_copy_engine
 from nanochat.parallel.attention import PACKAGES, installed_packages, take_attention
 from nanochat.parallel.compiling import compiler_missing
 from nanochat.parallel.precision import Precision, makes_fp8_products, resolve_precision
@@ -18,7 +19,6 @@ from nanochat.plan.recipe import CHOICES, PLAIN, Recipe, proven_in
 
 CUDNN_FROM = (9, 0)  # on Hopper cuDNN's forward and backward reach 399 TFLOP/s where FlashAttention-2 reaches 236
 PRODUCTS_UP_TO = 1024  # tokens of a sequence whose scores a CPU's caches bear
-COMPILED = ("compile=layers", "compile=tuned", "head=compiled")
 NAMES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 
 
@@ -63,8 +63,14 @@ def settle_here(
     """`settle` on this very machine: by its profile, which then has what proved itself too, so that the next start need not wait for it."""
     kernels = settle(asked, choices, compiles, size, profile_of(gpu), kept)
     if kernels.proven:
-        add_proofs(gpu, [proof.to_json() for proof in kernels.proven], torch.version.cuda or torch.version.hip)
+        proofs = [{**proof.to_json(), "at": _at(size)} for proof in kernels.proven]
+        add_proofs(gpu, proofs, torch.version.cuda or torch.version.hip)
     return kernels
+
+
+def _at(size: Size) -> list[int]:
+    """As a profile has it."""
+    return [size.depth, size.seq_len, size.vocab_size]
 
 
 def settle(
@@ -95,22 +101,43 @@ def settle(
         why = "defaults; python -m scripts.tune measures what is fastest here"
     if choices != "auto" and not kept:
         recipe, why = recipe.changed(choices), f"--recipe={choices}"
+    if fp8 and (recipe.fp8_mlp, recipe.fp8_scales) == ("fused", "made"):
+        raise UserError("--recipe: fp8_mlp=fused needs scales that are known beforehand: give fp8_scales=kept too")
     if not compiles:
         recipe = _uncompiled(recipe)
     recipe = _without_struck(recipe, precision, profile)
-    proven, unproven = [], _unproven(recipe, precision, profile)
-    if unproven:
-        say(f"proving on this machine, before it trains: {', '.join(unproven)}")
+    recipe, proven = _proven(recipe, precision, NAMES[dtype], choices.split(","), size, profile)
+    return Kernels(dtype, fp8, recipe, why, proven)
+
+
+def _proven(
+    recipe: Recipe, precision: str, beside_fp8: str, asked: list[str], size: Size, profile: Profile | None
+) -> tuple[Recipe, tuple[Proof, ...]]:
+    """The recipe without what neither the profile proves nor proves itself now, and what did."""
+    unproven = _unproven(recipe, precision, beside_fp8, size, profile)
+    if not unproven:
+        return recipe, ()
+    say(f"proving on this machine, before it trains: {', '.join(unproven)}")
+    proven = []
     for name in unproven:
-        proof = _proof_of(name, precision, size, name in choices.split(","))
-        if proof:
+        what, way = name.split("=")
+        if name != "head=compiled" and getattr(recipe, what) != way:
+            continue  # it went with another
+        if recipe.compile == "off" and name == "head=compiled":
+            continue
+        if proof := _proof_of(name, proven_in(what, precision, beside_fp8), size, name in asked):
             proven.append(proof)
-        elif name in COMPILED:
+        elif name == "compile=tuned":
+            recipe = replace(recipe, compile="layers")
+            unproven += [each for each in _unproven(recipe, precision, beside_fp8, size, profile) if each not in unproven]
+        elif name in ("compile=layers", "head=compiled"):
             recipe = _uncompiled(recipe)
         else:
-            what = name.split("=")[0]
             recipe = replace(recipe, **{what: getattr(PLAIN, what)})
-    return Kernels(dtype, fp8, recipe, why, tuple(proven))
+    if torch.cuda.is_initialized():  # float64 took memory, which is not the run's
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(size.device)
+    return recipe, tuple(proven)
 
 
 def _uncompiled(recipe: Recipe) -> Recipe:
@@ -126,12 +153,17 @@ def _default(size: Size, dtype: torch.dtype, fp8: bool, compiles: bool) -> Recip
         return replace(PLAIN, attention="products") if compiles and size.seq_len <= PRODUCTS_UP_TO else PLAIN
     hopper = not torch.version.hip and torch.cuda.get_device_capability(size.device) >= CUDNN_FROM
     in_fp8 = replace(PLAIN, fp8_casts="fused", fp8_scales="kept") if fp8 else PLAIN
-    fused = "fused" if compiles and not fp8 else "plain"
+    fused = "fused" if compiles and not fp8 and has_copy_engine(size.device) else "plain"
     return replace(in_fp8, attention="cudnn", mlp=fused) if hopper else in_fp8
 
 
 def _without_struck(recipe: Recipe, precision: str, profile: Profile | None) -> Recipe:
     """The recipe without what the profile has struck out; what is proven takes its place. Raises UserError where nothing is."""
+    compiled = proven_in("compile", precision)
+    if profile and profile.strikes("compile=tuned", compiled) and recipe.compile == "tuned":
+        recipe = replace(recipe, compile="layers")
+    if profile and (profile.strikes("compile=layers", compiled) or profile.strikes("head=compiled", compiled)):
+        recipe = _uncompiled(recipe)
     for what in ("attention", "muon", *(["fp8_sums"] if precision == "fp8" else [])):
         way, of_layers = getattr(recipe, what), proven_in(what, precision)
         if not profile or not profile.strikes(f"{what}={way}", of_layers):
@@ -144,7 +176,7 @@ def _without_struck(recipe: Recipe, precision: str, profile: Profile | None) -> 
     return recipe
 
 
-def _unproven(recipe: Recipe, precision: str, profile: Profile | None) -> list[str]:
+def _unproven(recipe: Recipe, precision: str, beside_fp8: str, size: Size, profile: Profile | None) -> list[str]:
     """What computes otherwise than torch's own operators do one by one, and is not proven by the profile."""
     found = []
     for what in CHOICES:
@@ -154,20 +186,19 @@ def _unproven(recipe: Recipe, precision: str, profile: Profile | None) -> list[s
             continue
         for name in (f"{what}={way}", *(["head=compiled"] if what == "compile" else [])):
             is_there = way not in PACKAGES or way in installed_packages()
-            if not (is_there and profile and profile.proves(name, proven_in(what, precision))):
+            if not (is_there and profile and profile.proves(name, proven_in(what, precision, beside_fp8), _at(size))):
                 found.append(name)
     return found
 
 
 def _proof_of(name: str, precision: str, size: Size, asked: bool) -> Proof | None:
     """The proof of a choice, made now; None, with a warning, where it fails. Raises UserError where it was asked for."""
-    of_layers = proven_in(name.split("=")[0], precision)
-    if name not in names(of_layers, size.device, installed_packages(), can_compile=True):
+    if name not in names(precision, size.device, installed_packages(), can_compile=True):
         if asked:
             raise UserError(f"--recipe={name}: not to be had on this device in {precision}")
         warn(f"{name} is not to be had here any more and is left out")
         return None
-    proof = prove(name, of_layers, size)
+    proof = prove(name, precision, size)
     if proof.passed:
         return proof
     what = proof.note or f"its results err by {proof.error:.2g} where {proof.tolerance:.2g} is allowed"

@@ -5,6 +5,8 @@ import json
 import os
 import platform
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
 from math import log2
@@ -13,6 +15,7 @@ from typing import Any
 
 from nanochat.common.console import warn
 from nanochat.common.errors import UserError
+from nanochat.common.locks import locked
 from nanochat.common.paths import base_path
 from nanochat.plan import measurements
 from nanochat.plan.hardware import Gpu
@@ -63,7 +66,10 @@ class Profile:
     rows: tuple[Measurement, ...]
     """Every configuration that was measured, as the repository's table has them."""
     proofs: tuple[dict[str, Any], ...]
-    """What was proven and what was not: `name`, `precision`, `error`, `tolerance`, `passed`, and `note` where it raised."""
+    """What was proven and what was not: `name`, `precision`, `error`, `tolerance`, `passed`, and `note` where it raised.
+
+    `at`: [depth, tokens of a sequence, vocabulary], where it proved itself as a run of that size began, and for no other.
+    """
     figures: tuple[dict[str, Any], ...] = ()
     """What scripts.bench_train --json said of each winner."""
     struck: tuple[str, ...] = ()
@@ -85,9 +91,10 @@ class Profile:
             return replace(best, recipe=replace(best.recipe, attention="fused"))
         return best
 
-    def proves(self, name: str, precision: str) -> bool:
-        """Whether a choice, as in `attention=flash`, was proven in a precision."""
-        return any(each["name"] == name and each["precision"] == precision and each["passed"] for each in self.proofs)
+    def proves(self, name: str, precision: str, at: list[int] | None = None) -> bool:
+        """Whether a choice, as in `attention=flash`, was proven in a precision; at: for a run of that size, as `proofs` have it."""
+        found = [each for each in self.proofs if (each["name"], each["precision"]) == (name, precision)]
+        return any(each["passed"] and each.get("at") in (None, at) for each in found)
 
     def strikes(self, name: str, precision: str) -> bool:
         """Whether a choice was tried and found wrong in a precision."""
@@ -171,10 +178,22 @@ def read_profile(path: Path) -> Profile:
 
 def write_profile(gpu: Gpu, profile: Profile) -> Path:
     """Keep it; returns where."""
+    with _writing(gpu):
+        return _write(gpu, profile)
+
+
+@contextmanager
+def _writing(gpu: Gpu) -> Iterator[None]:
+    path = profile_path(gpu)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with locked(path.with_suffix(".writing")):
+        yield
+
+
+def _write(gpu: Gpu, profile: Profile) -> Path:
     from nanochat.common.files import write_json
 
     path = profile_path(gpu)
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, asdict(profile))
     return path
 
@@ -182,15 +201,17 @@ def write_profile(gpu: Gpu, profile: Profile) -> Path:
 def add_proofs(gpu: Gpu, proofs: list[dict[str, Any]], cuda: str | None) -> None:
     """Keep what proved itself outside of a tuning in the machine's profile, or in one that has nothing else.
 
-    proofs: as `Profile.proofs` has them. cuda: version. Where it cannot be written it is only said: it is proven again next time.
+    proofs: as `Profile.proofs` has them, with `at`. cuda: version. A profile that cannot be read is left as it is. Where none can be
+    written it is only said: what proved itself is proven again next time.
     """
-    old = profile_of(gpu)
-    profile = old or Profile(machine_of(gpu), torch_version(), cuda, UNFINISHED, measurements.today(), "auto", (), (), ())
-    now = {(each["name"], each["precision"]) for each in proofs}
-    others = [each for each in profile.proofs if (each["name"], each["precision"]) not in now]
     try:
-        write_profile(gpu, replace(profile, proofs=(*others, *proofs)))
-    except OSError as error:
+        with _writing(gpu):
+            old = profile_of(gpu)
+            if old is None and profile_path(gpu).exists():
+                return
+            profile = old or Profile(machine_of(gpu), torch_version(), cuda, UNFINISHED, measurements.today(), "auto", (), (), ())
+            _write(gpu, replace(profile, proofs=(*(each for each in profile.proofs if each not in proofs), *proofs)))
+    except (OSError, UserError) as error:
         warn(f"what proved itself here is not kept ({error}), and will be proven again at the next start")
 
 

@@ -69,16 +69,20 @@ class Recipe:
 
     @classmethod
     def of(cls, kept: Any) -> "Recipe | None":
-        """From what asdict made, as a file has it; None for what no recipe of this version can be."""
+        """From what asdict made, as a file has it; None for what no recipe of this version can be.
+
+        A choice that the version which wrote it did not have is plain: so that version computed.
+        """
         names = {field.name for field in fields(cls)}
-        if not (isinstance(kept, dict) and kept.keys() == names and isinstance(kept["threads"], int)):
+        if not (isinstance(kept, dict) and "attention" in kept and kept.keys() <= names and isinstance(kept.get("threads", 0), int)):
             return None
-        return cls(**kept) if all(kept[name] in values for name, values in CHOICES.items()) else None
+        recipe = cls(**kept)
+        return recipe if all(getattr(recipe, name) in values for name, values in CHOICES.items()) else None
 
 
-def proven_in(what: str, precision: str) -> str:
-    """In which precision a choice is proven: what fp8 leaves alone computes in bf16."""
-    return "bf16" if precision == "fp8" and not what.startswith("fp8") else precision
+def proven_in(what: str, precision: str, beside_fp8: str = "bf16") -> str:
+    """In which precision a choice is proven; beside_fp8: what computes that fp8 leaves alone."""
+    return beside_fp8 if precision == "fp8" and not what.startswith("fp8") else precision
 
 
 def check_recipe(text: str) -> None:

@@ -22,11 +22,9 @@ from nanochat.train.step_plan import gpu_of
 
 PACKAGES = ["", "FlashAttention's packages"]  # as what began is named
 BROKEN = 3
-# What the likeliest way to make a step never has, and nothing falls back to.
-UNLIKELY = (
-    *("attention=efficient", "attention=math", "muon=halves", "mlp=plain"),
-    *("fp8_sums=short", "fp8_weights=kept", "fp8_casts=plain", "fp8_mlp=fused"),
-)
+# What the likeliest way to make a step does not have; of the first ones one is needed where no other of its kind is right.
+IF_NO_OTHER = ("attention=efficient", "attention=math", "fp8_sums=short")
+UNLIKELY = ("muon=halves", "mlp=plain", "fp8_weights=kept", "fp8_casts=plain", "fp8_mlp=fused")
 
 
 def precisions(device: torch.device) -> list[str]:
@@ -58,9 +56,9 @@ def say_line(**values: Any) -> None:
 
 
 def main(request: dict[str, Any]) -> None:
-    """request: depth, seq_len, vocab_size, precisions (none for all), skip: [precision, name] of what is not to be tried, and quick:
+    """request: depth, seq_len, vocab_size, precisions (none for all), skip: [precision, name] of what is not to be tried, and quick.
 
-    whether to leave out what the likeliest way to make a step does not need.
+    quick: whether to leave out what the likeliest way to make a step does not need.
 
     An empty request is for the facts alone.
     """
@@ -72,14 +70,18 @@ def main(request: dict[str, Any]) -> None:
     say_line(began=PACKAGES)
     packages = installed_packages() if device.type == "cuda" and PACKAGES not in request["skip"] else []
     size = Size(device, request["depth"], request["seq_len"], request["vocab_size"])
+    right: set[str] = set()
     for precision in request["precisions"] or found["precisions"]:
         for name in names(precision, device, packages, not found["compiler_missing"], autotunes=False):
-            if [precision, name] in request["skip"] or (request["quick"] and name in UNLIKELY):
+            kind = f"{precision} {name.split('=')[0]}"
+            needless = request["quick"] and (name in UNLIKELY or (name in IF_NO_OTHER and kind in right))
+            if [precision, name] in request["skip"] or needless:
                 continue
             say_line(began=[precision, name])
             proof = prove(name, precision, size)
             if device.type == "cuda" and proof.error is None and _is_broken():
                 os._exit(BROKEN)  # every later proof here would fail for it
+            right.update([kind] if proof.passed else [])
             say_line(proof=proof.to_json())
     say_line(done=True)
 

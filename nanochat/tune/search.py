@@ -158,7 +158,8 @@ class Search:
         several = self.best is not None and self.best[0].grad_accum_steps > 1
         changes = []
         if self.job.fp8:
-            kept = [("fp8_mlp", "fused"), ("fp8_weights", "kept")] if several else []
+            knows_scales = self.best is not None and self.best[1].fp8_scales == "kept"
+            kept = [*([("fp8_mlp", "fused")] if knows_scales else []), ("fp8_weights", "kept")] if several else []
             changes = [("fp8_sums", "short"), *kept, ("fp8_casts", "plain")]
         else:
             changes = [("mlp", "plain")]

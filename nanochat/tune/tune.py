@@ -226,9 +226,7 @@ class Tuning:
         )
 
     def _all_proofs(self) -> list[dict[str, Any]]:
-        """Of this tuning; of precisions that were not asked for now, those that were there. Autotuned layers prove as they are measured."""
-        now = {proof["precision"] for proof in self.proofs}
-        kept = [proof for proof in (self.old.proofs if self.old else ()) if proof["precision"] not in now]
+        """Of this tuning; of what was not asked for now, those that were there. Autotuned layers prove as they are measured."""
         autotuned = {
             proven_in("compile", search.job.precision)
             for search in self.searches
@@ -237,7 +235,9 @@ class Tuning:
         proven = [
             {"name": "compile=tuned", "precision": each, "error": None, "tolerance": 0.0, "passed": True} for each in sorted(autotuned)
         ]
-        return [*kept, *self.proofs, *proven]
+        proven = [*self.proofs, *proven]
+        now = {(proof["precision"], proof["name"]) for proof in proven}
+        return [*(proof for proof in (self.old.proofs if self.old else ()) if (proof["precision"], proof["name"]) not in now), *proven]
 
     def _auto_precision(self) -> str:
         """What --precision=auto is to be: bf16 on a GPU that has it; on a CPU the faster, once both were measured."""

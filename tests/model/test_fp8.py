@@ -7,7 +7,7 @@ from torch._subclasses import FakeTensorMode
 from nanochat.model.casts import GRADIENT, INPUT, in_eight_bits
 from nanochat.model.config import GPTConfig
 from nanochat.model.elementwise import rms_norm
-from nanochat.model.fp8 import Fp8Products, largest_of, scale_of, scale_of_norms
+from nanochat.model.fp8 import Fp8Products, largest_of, sampled, scale_of, scale_of_norms
 from nanochat.model.fp8_layers import InEightBits, KeptForAStep, use_fp8
 from nanochat.model.fp8_mlp import Fp8MLP, product_times_slope, relu_squared_of_product
 from nanochat.model.gpt import GPT
@@ -224,15 +224,42 @@ def test_a_first_micro_batch_without_a_gradient_leaves_the_scales_of_the_step_be
     use_fp8(model)
     kept = KeptForAStep(model, compiled=False, scales=True)
     gradients = []
-    for factor in (1.0, 0.0):  # of the first micro-batch: where no answer is better than another there is no gradient
+    for factor in (0.0, 1.0, 0.0):  # of the first micro-batch: where no answer is better than another there is no gradient
         kept.renew()
         (factor * model(ids, targets)).backward()
         model.zero_grad()
         model(ids, targets).backward()
         gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
-    for one, other in zip(*gradients, strict=True):
+    for first, one, other in zip(*gradients, strict=True):
         assert torch.equal(one, other)
-    assert all(bool(gradient.any()) for gradient in gradients[0])
+        assert torch.equal(one, first)  # there was no step before: the second micro-batch has found them
+        assert bool(one.any())
+
+
+@pytest.mark.parametrize("place", [40, 41, 42, 43])
+def test_few_tokens_with_a_gradient_are_not_overlooked(place: int) -> None:
+    model, ids, targets = model_and_batch()
+    only = torch.full_like(targets, -1)
+    only[0, place : place + 2] = targets[0, place : place + 2]  # as in a conversation
+    model(ids, only).backward()
+    exact = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    model.zero_grad()
+    use_fp8(model)
+    KeptForAStep(model, compiled=False, scales=True)
+    model(ids, only).backward()
+    for want, parameter in zip(exact, model.parameters(), strict=True):
+        assert parameter.grad is not None
+        assert float((parameter.grad - want).norm() / want.norm()) < 0.3
+
+
+def test_a_quarter_of_the_gradients_has_every_row_and_every_column() -> None:
+    for n, k in ((8, 16), (12, 8)):
+        x = torch.arange(n * k).view(n, k)
+        found = sampled(x).flatten()
+        assert len(found.unique()) == n * k // 4
+        assert len((found // k).unique()) == n
+        assert len((found % k).unique()) == k
+    assert sampled(torch.ones(6, 8)).numel() == 48
 
 
 def test_what_is_kept_and_not_renewed_is_stale() -> None:

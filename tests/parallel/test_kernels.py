@@ -8,6 +8,7 @@ import torch
 
 from nanochat.common.errors import UserError
 from nanochat.model.attention import attention_by_products
+from nanochat.optim.newton_schulz import has_copy_engine
 from nanochat.parallel import kernels, proofs
 from nanochat.parallel.kernels import settle, settle_here
 from nanochat.parallel.proofs import Size
@@ -98,6 +99,9 @@ def test_compiled_layers_prove_themselves_once_or_are_not_compiled(
     assert (found.recipe, [proof.name for proof in found.proven]) == (PLAIN, ["compile=layers", "head=compiled"])
     again = settle_here(CPU, "fp32", "auto", True, SMALL)
     assert (again.recipe, again.proven) == (PLAIN, ())
+    monkeypatch.setattr(kernels, "prove", lambda name, precision, size: proofs.Proof(name, precision, 3.0, 1e-4, False))
+    other_size = settle_here(CPU, "fp32", "auto", True, replace(SMALL, depth=3))  # is proven for itself
+    assert other_size.recipe == Recipe(compile="off")
     assert settle_here(CPU, "auto", "auto", False, SMALL).precision == settle("auto", "auto", False, SMALL, None).precision
 
 
@@ -137,6 +141,7 @@ def test_the_layers_of_a_model_attend_as_the_recipe_says() -> None:
         ((8, 9), None, "fused", ["bf16", "fp8"]),  # Ada
         ((9, 0), None, "cudnn", ["bf16", "fp8"]),  # Hopper
         ((10, 0), None, "cudnn", ["bf16", "fp8"]),  # Blackwell
+        ((12, 0), None, "cudnn", ["bf16", "fp8"]),  # GeForce's
         ((9, 4), "6.3", "fused", ["bf16"]),  # ROCm counts otherwise
     ],
 )
@@ -152,7 +157,10 @@ def test_other_gpus_get_what_they_have(
     monkeypatch.setattr(torch.version, "hip", hip)
     monkeypatch.setattr(kernels, "prove", lambda name, precision, size: proofs.Proof(name, precision, 0.001, 0.02, True))
     monkeypatch.setattr(kernels, "compiler_missing", lambda device: "")
-    assert settle("auto", "auto", True, gpu, None).recipe.attention == attention
+    has_copy_engine.cache_clear()
+    found = settle("auto", "auto", True, gpu, None)
+    assert found.recipe.attention == attention
+    assert found.recipe.mlp == ("fused" if capability in ((9, 0), (10, 0)) else "plain")
     assert proving.precisions(gpu.device) == precisions
     if "fp8" in precisions:
         assert settle("fp8", "auto", True, gpu, None).precision == "fp8"
@@ -161,6 +169,7 @@ def test_other_gpus_get_what_they_have(
             settle("fp8", "auto", True, gpu, None)
     kinds = {name.split("=")[1] for name in proofs.names("bf16", gpu.device, ["fa4"], can_compile=True) if name.startswith("attention")}
     assert kinds == {"fused", "efficient", "math", "cudnn", "flash", "fa4"}
+    has_copy_engine.cache_clear()
 
 
 def test_what_the_profile_has_struck_out_does_not_train_even_where_it_is_plain() -> None:
@@ -168,6 +177,33 @@ def test_what_the_profile_has_struck_out_does_not_train_even_where_it_is_plain()
     assert settle("fp32", "auto", True, SMALL, profile(("fp32", PLAIN), proven=PROVEN + struck)).recipe.attention == "products"
     with pytest.raises(UserError, match="no attention here that is right"):
         settle("fp32", "auto", True, SMALL, profile(("fp32", PLAIN), proven=struck + COMPILED))
+
+
+def test_compiled_layers_that_the_profile_has_struck_out_are_not_tried_again() -> None:
+    struck = ({"name": "compile=layers", "precision": "fp32", "error": None, "tolerance": 1e-4, "passed": False, "note": "killed"},)
+    assert settle("fp32", "auto", True, SMALL, profile(("fp32", Recipe(compile="tuned")), proven=struck)).recipe.compile == "off"
+
+
+def test_what_is_tuned_and_not_right_is_compiled_the_usual_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def fails(name: str, precision: str, size: Size) -> proofs.Proof:
+        asked.append(name)
+        return proofs.Proof(name, precision, 3.0, 1e-4, name == "head=compiled")
+
+    monkeypatch.setattr(kernels, "prove", fails)
+    monkeypatch.setattr(kernels, "names", lambda *_, **__: ["compile=tuned", "compile=layers", "head=compiled"])
+    assert settle("fp32", "auto", True, SMALL, profile(), ("fp32", Recipe(compile="tuned"))).recipe.compile == "layers"
+    assert asked == ["compile=tuned"]  # PROVEN has the others
+    asked.clear()
+    assert settle("fp32", "auto", True, SMALL, profile(proven=()), ("fp32", Recipe(compile="tuned"))).recipe.compile == "off"
+    assert asked == ["compile=tuned", "head=compiled", "compile=layers"]
+
+
+def test_products_in_fp8_end_with_relu_squared_only_where_scales_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NANOCHAT_FP8_ON_CPU", "1")
+    with pytest.raises(UserError, match="fp8_scales=kept too"):
+        settle("fp8", "fp8_mlp=fused", True, SMALL, profile())
 
 
 def test_a_package_that_is_gone_is_left_out_with_a_warning(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,8 +1,10 @@
 """A machine's profile: kept, read, and gone by."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,7 +13,7 @@ from nanochat.plan import measurements
 from nanochat.plan.choose import best, choose
 from nanochat.plan.hardware import Gpu, cpu, parse_gpus
 from nanochat.plan.measurements import Measurement
-from nanochat.plan.profile import Profile, Tuned, basis, machine_of, profile_of, profile_path, with_own_links, write_profile
+from nanochat.plan.profile import Profile, Tuned, add_proofs, basis, machine_of, profile_of, profile_path, with_own_links, write_profile
 from nanochat.plan.recipe import Recipe
 from nanochat.plan.recompute import Recompute
 from nanochat.plan.sizes import Shape
@@ -78,6 +80,39 @@ def test_a_damaged_profile_is_said_and_is_none(capsys: pytest.CaptureFixture[str
         path.write_text(damaged)
         assert profile_of(H100) is None
         assert "no profile that can be read" in capsys.readouterr().err
+
+
+def proof(name: str, at: list[int] | None = None) -> dict[str, Any]:
+    return {"name": name, "precision": "bf16", "error": 0.01, "tolerance": 0.02, "passed": True} | ({"at": at} if at else {})
+
+
+def test_what_proves_itself_as_a_run_begins_is_kept_for_runs_of_its_size() -> None:
+    add_proofs(H100, [proof("mlp=fused", [38, 2048, 65_536])], "13.0")
+    add_proofs(H100, [proof("mlp=fused", [52, 2048, 65_536]), proof("attention=cudnn", [52, 2048, 65_536])], "13.0")
+    found = profile_of(H100)
+    assert found
+    assert (found.tuned, found.rows, len(found.proofs)) == ((), (), 3)
+    assert found.proves("mlp=fused", "bf16", [38, 2048, 65_536])
+    assert not found.proves("attention=cudnn", "bf16", [38, 2048, 65_536])
+    assert not found.proves("mlp=fused", "bf16")
+    assert basis(H100, "bf16", 38) == measurements.basis("H100-80GB", "bf16")  # nothing was measured here
+
+    tuned = replace(profile(row(16, 3.1)), proofs=(proof("mlp=fused"),))
+    write_profile(H100, tuned)
+    add_proofs(H100, [proof("muon=gram", [4, 512, 4096])], "13.0")
+    assert profile_of(H100) == replace(tuned, proofs=(*tuned.proofs, proof("muon=gram", [4, 512, 4096])))
+
+
+def test_proofs_are_not_kept_where_a_profile_cannot_be_read_or_written(capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_profile(H100, profile(row(16, 3.1)))
+    newer = path.read_text().replace('"format": 2', '"format": 3')
+    path.write_text(newer)
+    add_proofs(H100, [proof("mlp=fused", [38, 2048, 65_536])], "13.0")
+    assert path.read_text() == newer
+    shutil.rmtree(path.parent)
+    path.parent.write_text("no directory")
+    add_proofs(H100, [proof("mlp=fused", [38, 2048, 65_536])], "13.0")
+    assert "will be proven again at the next start" in capsys.readouterr().err
 
 
 def test_the_nearest_size_lends_its_kernels() -> None:

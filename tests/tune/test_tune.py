@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
+from nanochat.parallel.proofs import Proof
 from nanochat.plan.choose import ways
 from nanochat.plan.hardware import cpu
 from nanochat.plan.recipe import Recipe
 from nanochat.plan.sizes import Shape
 from nanochat.plan.step import Job
-from nanochat.tune import children
+from nanochat.tune import children, prove
 from nanochat.tune.search import Search
 from tests.conftest import ROOT, TINY, VOCAB_SIZE, World, wrong_request
 
@@ -105,6 +106,18 @@ def test_a_quick_tuning_proves_only_what_the_likeliest_way_needs(monkeypatch: py
     monkeypatch.chdir(ROOT)
     _, found = children.proofs(2, 64, 300, ["fp32"], quick=True)
     assert {proof["name"] for proof in found} == {"attention=fused", "muon=plain", "muon=gram", "head=plain", "compile=off"}
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_a_quick_tuning_proves_other_kernels_where_the_likely_one_is_wrong(
+    right: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(prove, "names", lambda *_, **__: ["fp8_sums=long", "fp8_sums=short", "fp8_weights=kept"])
+    monkeypatch.setattr(prove, "prove", lambda name, precision, size: Proof(name, precision, 0.01, 0.03, right))
+    prove.main({"depth": 2, "seq_len": 64, "vocab_size": 300, "precisions": ["fp8"], "skip": [], "quick": True})
+    lines = map(json.loads, capsys.readouterr().out.splitlines())
+    proven = [line["proof"]["name"] for line in lines if "proof" in line]
+    assert proven == ["fp8_sums=long", *([] if right else ["fp8_sums=short"])]
 
 
 def job(**sizes: int) -> Job:
