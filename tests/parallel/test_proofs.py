@@ -120,15 +120,26 @@ def test_a_wrong_symmetric_product_is_struck_out_though_later_iterations_mend_th
     assert not prove("muon=halves", "bf16", SMALL).passed
 
 
-def test_products_in_fp8_that_end_with_relu_squared_are_proven_where_they_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    proof = prove("fp8_mlp=fused", "fp8", SMALL)
-    assert proof.passed, proof
-    right = fp8_mlp.relu_squared_of_product
+WRONG_WHERE = {  # which arguments a kernel is wrong with, that the layers' own recipe may bring together
+    "relu_squared_of_product": lambda operands: True,
+    "product_times_slope": lambda operands: operands[-1],  # in short sums
+    "relu_squared_turned": lambda operands: operands[-1],  # by the kernel that casts
+}
 
-    def wrong(*operands: Any) -> tuple[Tensor, Tensor]:
-        a, eight = right(*operands)
-        return 1.1 * a, eight
 
-    monkeypatch.setattr(fp8_mlp, "relu_squared_of_product", wrong)
+@pytest.mark.parametrize("kernel", WRONG_WHERE)
+def test_products_in_fp8_that_end_with_relu_squared_are_proven_with_all_that_they_meet(
+    kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert prove("fp8_mlp=fused", "fp8", SMALL).passed
+    right = getattr(fp8_mlp, kernel)
+
+    def wrong(*operands: Any, **named: Any) -> Any:
+        found = right(*operands, **named)
+        if not WRONG_WHERE[kernel](operands):
+            return found
+        return tuple(torch.zeros_like(each) for each in found) if isinstance(found, tuple) else torch.zeros_like(found)
+
+    monkeypatch.setattr(fp8_mlp, kernel, wrong)
     assert not prove("fp8_mlp=fused", "fp8", SMALL).passed
     assert prove("fp8_scales=kept", "fp8", SMALL).passed
